@@ -1,0 +1,267 @@
+"""The NVIDIA driver's own figures, through NVML: the only importer of pynvml.
+
+Each figure is read on its own: one that a GPU does not support is Missing and leaves the others whole. A GPU that falls
+off the bus stays listed under its last known index, UUID and name. A driver that is reloaded is opened again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import pynvml
+
+from backends.gpus.processes import describe
+from backends.gpus.sampler import GpuReading
+from backends.snapshots import Gpu, GpuProcess, Missing
+
+T = TypeVar("T")
+
+LONGEST_PAUSE_S = 30.0
+NO_DEVICES = "the NVIDIA driver works but has no GPU to show: none is fitted, or none was given to this container"
+LOST = "it fell off the bus (NVML: GPU is lost); dmesg names the Xid, and the box may need a reboot"
+VANISHED = "the driver does not list it any more; dmesg may say why"
+NOT_SUPPORTED = "not supported by this GPU"
+NO_MEMORY_FIGURE = "the driver does not tell (memory shared with the host?)"
+
+_REASONS = {
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
+        "NVML is not on this machine (libnvidia-ml.so.1): no NVIDIA driver, or a container started without its GPUs"
+    ),
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded: `sudo modprobe nvidia`, or reboot",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        "NVML and the loaded NVIDIA driver are of different versions (an upgrade?): reboot, or reload the driver"
+    ),
+    pynvml.NVML_ERROR_NO_PERMISSION: "this user may not talk to the NVIDIA driver: look at the modes of /dev/nvidia*",
+    pynvml.NVML_ERROR_NOT_SUPPORTED: NOT_SUPPORTED,
+    pynvml.NVML_ERROR_GPU_IS_LOST: LOST,
+    pynvml.NVML_ERROR_UNINITIALIZED: "the NVIDIA driver was restarted",
+}
+_DRIVER_IS_GONE = frozenset(
+    {
+        pynvml.NVML_ERROR_UNINITIALIZED,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+    }
+)
+
+
+class Nvml:
+    """Reads every GPU of the box; opens NVML at the first reading. Not to be used by two threads at once."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._is_open = False
+        self._failures = 0
+        self._retry_at = 0.0
+        self._closed_because = ""
+        self._known: dict[str, Gpu] = {}
+
+    def read(self) -> GpuReading:
+        """Return what NVML tells now.
+
+        Where it cannot be asked, that is the GPUs known so far with all figures Missing, or why there are none.
+        """
+        for _ in range(2):  # a driver that was reloaded since the last reading answers to the second try
+            if not self._open():
+                break
+            try:
+                reading = self._read()
+            except pynvml.NVMLError as error:
+                self._close(error)
+            else:
+                self._failures = 0
+                return reading
+        reason = self._closed_because
+        known = sorted(self._known.values(), key=lambda gpu: gpu.index)
+        return GpuReading(tuple(_unreadable(gpu, reason) for gpu in known), None if known else reason)
+
+    def persistence(self) -> dict[str, bool | Missing]:
+        """Tell by UUID whether persistence mode is on, for the GPUs that were read so far."""
+        modes: dict[str, bool | Missing] = {}
+        for uuid in self._known:
+            try:
+                modes[uuid] = bool(pynvml.nvmlDeviceGetPersistenceMode(pynvml.nvmlDeviceGetHandleByUUID(uuid)))
+            except pynvml.NVMLError as error:
+                modes[uuid] = Missing(_reason(error))
+        return modes
+
+    def close(self) -> None:
+        """Let go of NVML; the next reading opens it again."""
+        if self._is_open:
+            self._is_open = False
+            _quietly(pynvml.nvmlShutdown)
+
+    def _open(self) -> bool:
+        if not self._is_open and self._clock() >= self._retry_at:
+            try:
+                pynvml.nvmlInit()
+            except pynvml.NVMLError as error:
+                self._back_off(error)
+            else:
+                self._is_open = True
+        return self._is_open
+
+    def _close(self, error: pynvml.NVMLError) -> None:
+        self.close()
+        self._back_off(error)
+
+    def _back_off(self, error: pynvml.NVMLError) -> None:
+        """Try again at once after the first failure, then after 1, 2, 4 … seconds."""
+        self._failures += 1
+        pause = 0.0 if self._failures == 1 else min(LONGEST_PAUSE_S, 2.0 ** min(self._failures - 2, 8))
+        self._retry_at = self._clock() + pause
+        self._closed_because = _reason(error)
+
+    def _read(self) -> GpuReading:
+        gpus = [self._gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        present = {gpu.uuid for gpu in gpus}
+        gpus += [_unreadable(gpu, VANISHED) for uuid, gpu in self._known.items() if uuid not in present]
+        self._known |= {gpu.uuid: gpu for gpu in gpus if not gpu.uuid.startswith(_NAMELESS)}
+        # Stable: where the driver numbers anew, its own GPU comes before the vanished one of the same index.
+        gpus.sort(key=lambda gpu: gpu.index)
+        driver = _figure(pynvml.nvmlSystemGetDriverVersion)
+        cuda = _figure(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+        return GpuReading(
+            gpus=tuple(gpus),
+            no_gpus=None if gpus else NO_DEVICES,
+            driver_version=None if isinstance(driver, Missing) else driver,
+            cuda_version=None if isinstance(cuda, Missing) else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        )
+
+    def _gpu(self, index: int) -> Gpu:
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = str(pynvml.nvmlDeviceGetUUID(handle))
+            return _read_gpu(index, uuid, handle)
+        except pynvml.NVMLError as error:
+            if error.value in _DRIVER_IS_GONE:
+                raise
+            known = next((gpu for gpu in self._known.values() if gpu.index == index), None)
+            return _unreadable(known or _nameless(index), _reason(error))
+
+
+_NAMELESS = "unreadable-"
+
+
+def _nameless(index: int) -> Gpu:
+    """A GPU that could not be asked for its UUID even once."""
+    none = Missing("not read yet")
+    return Gpu(index, f"{_NAMELESS}{index}", "unknown GPU", none, none, none, none, none, none, none, none)
+
+
+def _unreadable(gpu: Gpu, reason: str) -> Gpu:
+    missing = Missing(reason)
+    return replace(
+        gpu,
+        memory_used_bytes=missing,
+        memory_free_bytes=missing,
+        utilization=missing,
+        temperature_c=missing,
+        power_w=missing,
+        power_limit_w=missing,
+        processes=missing,
+        refusal=reason,
+    )
+
+
+def _read_gpu(index: int, uuid: str, handle: Any) -> Gpu:
+    name = _figure(pynvml.nvmlDeviceGetName, handle)
+    total, used, free = _memory(handle)
+    rates = _figure(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    power_mw = _figure(pynvml.nvmlDeviceGetPowerUsage, handle)
+    limit_mw = _figure(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    mig_modes = _figure(pynvml.nvmlDeviceGetMigMode, handle)
+    mig = not isinstance(mig_modes, Missing) and mig_modes[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+    return Gpu(
+        index=index,
+        uuid=uuid,
+        name="unknown GPU" if isinstance(name, Missing) else str(name),
+        memory_total_bytes=total,
+        memory_used_bytes=used,
+        memory_free_bytes=free,
+        utilization=rates if isinstance(rates, Missing) else rates.gpu / 100,
+        temperature_c=_figure(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        power_w=power_mw if isinstance(power_mw, Missing) else power_mw / 1000,
+        power_limit_w=limit_mw if isinstance(limit_mw, Missing) else limit_mw / 1000,
+        processes=_processes(handle),
+        mig=mig,
+        refusal=f"MIG is enabled: gpubox assigns whole GPUs (`sudo nvidia-smi -i {index} -mig 0`)" if mig else None,
+    )
+
+
+def _memory(handle: Any) -> tuple[int | Missing, int | Missing, int | Missing]:
+    """Return total, used and free as nvidia-smi shows them: what the driver reserves for itself is not used.
+
+    Drivers before 510 have only the first form of the call, in which the reserve counts as used.
+    """
+    info = _figure(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+    if isinstance(info, Missing):
+        info = _figure(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    if isinstance(info, Missing):
+        missing = Missing(NO_MEMORY_FIGURE) if info.reason == NOT_SUPPORTED else info
+        return missing, missing, missing
+    return info.total, info.used, info.free
+
+
+def _processes(handle: Any) -> tuple[GpuProcess, ...] | Missing:
+    """Return the processes on a GPU, the largest first; one that computes and draws counts as computing."""
+    compute = _listed(handle, "nvmlDeviceGetComputeRunningProcesses")
+    if isinstance(compute, Missing):
+        return compute
+    found: dict[int, GpuProcess] = {}
+    _add(found, compute, "compute")
+    _add(found, _listed(handle, "nvmlDeviceGetMPSComputeRunningProcesses"), "compute")
+    _add(found, _listed(handle, "nvmlDeviceGetGraphicsRunningProcesses"), "graphics")
+
+    def size(process: GpuProcess) -> int:
+        return 0 if isinstance(process.memory_bytes, Missing) else process.memory_bytes
+
+    return tuple(sorted(found.values(), key=lambda process: (-size(process), process.pid)))
+
+
+def _listed(handle: Any, function: str) -> list[Any] | Missing:
+    """Call the newest form of a process list that this driver has."""
+    procs: list[Any] | Missing = Missing(NOT_SUPPORTED)
+    for form in ("_v3", "_v2"):
+        procs = _figure(getattr(pynvml, function + form), handle)
+        if not isinstance(procs, Missing):
+            break
+    return procs
+
+
+def _add(found: dict[int, GpuProcess], listed: Iterable[Any] | Missing, kind: Literal["compute", "graphics"]) -> None:
+    if isinstance(listed, Missing):
+        return
+    memory: dict[int, int | None] = {}
+    for entry in listed:  # under MIG a process is listed once for each instance
+        if entry.pid not in found:
+            held = memory.get(entry.pid)
+            memory[entry.pid] = entry.usedGpuMemory if held is None else held + (entry.usedGpuMemory or 0)
+    for pid, held in memory.items():
+        command, user = describe(pid)
+        told = Missing("the driver does not tell it for this process") if held is None else held
+        found[pid] = GpuProcess(pid, command, user, told, kind)
+
+
+def _figure(call: Callable[..., T], *args: object) -> T | Missing:
+    """Read one figure; raises only what concerns more than this figure: the GPU, or NVML as a whole."""
+    try:
+        return call(*args)
+    except pynvml.NVMLError as error:
+        if error.value in _DRIVER_IS_GONE or error.value == pynvml.NVML_ERROR_GPU_IS_LOST:
+            raise
+        return Missing(_reason(error))
+
+
+def _reason(error: pynvml.NVMLError) -> str:
+    return _REASONS.get(error.value, f"NVML: {str(error).rstrip('.')}")
+
+
+def _quietly(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except pynvml.NVMLError:
+        return

@@ -1,0 +1,50 @@
+"""One reading of the whole box: its GPUs through a `GpuReader`, its CPU and memory through a `HostReader`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from backends.gpus.host import HostReader
+from backends.snapshots import Box, Gpu
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """What the driver tells of all GPUs at one moment; `no_gpus` says why `gpus` is empty."""
+
+    gpus: tuple[Gpu, ...]
+    no_gpus: str | None = None
+    driver_version: str | None = None
+    cuda_version: str | None = None
+
+
+class GpuReader(Protocol):
+    """Where readings of GPUs come from; `read` may block, and never raises for what the driver answers."""
+
+    def read(self) -> GpuReading:
+        """Read all GPUs now."""
+        ...
+
+
+class BoxSampler:
+    """Reads the box; blocking, so the keeper calls it in a thread."""
+
+    def __init__(self, gpus: GpuReader, host: HostReader, clock: Callable[[], float] = time.time) -> None:
+        self._gpus = gpus
+        self._host = host
+        self._clock = clock
+
+    def sample(self) -> Box:
+        """Return the box at this moment; `holder` and `server` are left for the keeper to fill in."""
+        reading = self._gpus.read()
+        return Box(
+            at=self._clock(),
+            host=self._host.read(),
+            gpus=reading.gpus,
+            no_gpus=reading.no_gpus,
+            driver_version=reading.driver_version,
+            cuda_version=reading.cuda_version,
+        )

@@ -1,0 +1,146 @@
+"""The keeper's routes, over its Unix socket: plain JSON requests, and one event stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from backends.errors import GpuboxError, KeeperError, NoSuchServerError, UsageError
+from backends.keeper.boxwatch import BoxWatch
+from backends.keeper.events import Hub
+from backends.keeper.servers import Servers
+from backends.metrics.series import SeriesStore
+from backends.snapshots import (
+    Event,
+    KeeperInfo,
+    Snapshot,
+    SnapshotUpdate,
+    StartRequest,
+    Update,
+    dump,
+    load,
+)
+
+STATUS = {NoSuchServerError.code: 404, UsageError.code: 400, KeeperError.code: 500}
+
+
+class Routes:
+    """What the keeper answers; each method is one route of docs/architecture.md."""
+
+    def __init__(
+        self, servers: Servers, box: BoxWatch, hub: Hub, series: SeriesStore, info: KeeperInfo, end: Callable[[], None]
+    ) -> None:
+        self._servers = servers
+        self._box = box
+        self._hub = hub
+        self._series = series
+        self._info = info
+        self._end = end
+
+    async def snapshot(self, _: Request) -> Response:
+        """All that is known now."""
+        return _json(dump(await self._now()))
+
+    async def events(self, _: Request) -> Response:
+        """A snapshot, then every change, a line each, until the listener goes."""
+        return StreamingResponse(self._lines(), media_type="application/x-ndjson")
+
+    async def start(self, request: Request) -> Response:
+        """Start a server."""
+        try:
+            wanted = load(StartRequest, await request.body())
+        except ValidationError as problem:
+            raise UsageError(f"this is no start request: {problem.errors()[0]['msg']}") from problem
+        return _json(dump(await self._servers.start(wanted)), 201)
+
+    async def stop(self, request: Request) -> Response:
+        """Stop a server."""
+        force = request.query_params.get("force") == "1"
+        return _json(dump(self._servers.stop(request.path_params["name"], force=force)))
+
+    async def restart(self, request: Request) -> Response:
+        """Restart a server."""
+        return _json(dump(await self._servers.restart(request.path_params["name"])))
+
+    async def forget(self, request: Request) -> Response:
+        """Forget a server."""
+        self._servers.forget(request.path_params["name"])
+        return Response(status_code=204)
+
+    async def connection(self, request: Request) -> Response:
+        """Tell how to talk to an engine."""
+        return _json(dump(self._servers.connection(request.path_params["name"])))
+
+    async def server_series(self, request: Request) -> Response:
+        """The last hour of a server."""
+        return _json(dump(self._series.series(f"server {request.path_params['name']}")))
+
+    async def gpu_series(self, request: Request) -> Response:
+        """The last hour of a GPU."""
+        return _json(dump(self._series.series(f"gpu {request.path_params['uuid']}")))
+
+    async def history(self, _: Request) -> Response:
+        """The newest events."""
+        return _json(dump(self._hub.history, tuple[Event, ...]))
+
+    async def shutdown(self, _: Request) -> Response:
+        """End the keeper, not the servers."""
+        self._end()
+        return Response(status_code=204)
+
+    async def _now(self) -> Snapshot:
+        return Snapshot(self._info, await self._box.box(), self._servers.snapshots())
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        with self._hub.subscribe() as subscription:
+            yield dump(SnapshotUpdate(await self._now()), Update) + b"\n"
+            async for batch in subscription.batches():
+                yield b"".join(dump(update, Update) + b"\n" for update in batch)
+
+    def app(self) -> Starlette:
+        """Return the ASGI application."""
+        name = "/v1/servers/{name}"
+        return Starlette(
+            routes=[
+                Route("/v1/snapshot", self.snapshot),
+                Route("/v1/events", self.events),
+                Route("/v1/history", self.history),
+                Route("/v1/shutdown", self.shutdown, methods=["POST"]),
+                Route("/v1/servers", self.start, methods=["POST"]),
+                Route(name, self.forget, methods=["DELETE"]),
+                Route(f"{name}/stop", self.stop, methods=["POST"]),
+                Route(f"{name}/restart", self.restart, methods=["POST"]),
+                Route(f"{name}/connection", self.connection),
+                Route(f"{name}/series", self.server_series),
+                Route("/v1/gpus/{uuid}/series", self.gpu_series),
+            ],
+            exception_handlers={GpuboxError: _told, OSError: _told_os, HTTPException: _told_http},
+        )
+
+
+async def _told(_: Request, error: Exception) -> Response:
+    assert isinstance(error, GpuboxError)
+    return _error(STATUS.get(error.code, 409), error.code, error.message, error.hint)
+
+
+async def _told_os(_: Request, error: Exception) -> Response:
+    return _error(507, KeeperError.code, f"the keeper could not do that: {error}", "")
+
+
+async def _told_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, KeeperError.code, f"the keeper has no such route: {error.detail}", "")
+
+
+def _error(status: int, code: str, message: str, hint: str) -> Response:
+    return JSONResponse({"error": {"code": code, "message": message, "hint": hint}}, status)
+
+
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, media_type="application/json")

@@ -1,0 +1,155 @@
+"""What the keeper writes down of a server: enough to find it again after the keeper's own death, and to start it again.
+
+`server.json` is written before the shim is started, so that no shim can run that no record names. It holds the
+environment the engine was started in, keys included: mode 0600 in a folder of mode 0700.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from backends import paths
+from backends.snapshots import Exit, ModelKind, Server, ServerState, dump, load
+
+if TYPE_CHECKING:
+    from backends.engines.base import Engine
+    from profiles.schema import Profile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A server as it was asked for, and the newest launch of it; `launch` is the name of the launch's folder.
+
+    `asked_port` is what was asked for over the profile's port, as in StartRequest; `again` says that a launch that is
+    not `wanted` any more is to be followed by another.
+    """
+
+    name: str
+    profile: dict[str, Any]
+    environ: dict[str, str]
+    gpus: tuple[str, ...]
+    gpu_indices: tuple[int, ...]
+    port: int
+    any_port: bool
+    launch: str
+    log_path: str
+    launched_at: float
+    asked_port: int | None = None
+    wanted: bool = True
+    again: bool = False
+    attempt: int = 0
+    why: str = ""
+    warnings: tuple[str, ...] = ()
+    gpu_used_before: dict[str, int] = field(default_factory=dict)
+    ready_at: float | None = None
+    kind: ModelKind = ModelKind.UNKNOWN
+    engine_version: str | None = None
+    max_model_len: int | None = None
+    exit: Exit | None = None
+    cause: str | None = None
+    ended: bool = False
+    schema: int = 1
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the newest launch."""
+        return paths.server_dir(self.name) / self.launch
+
+    @property
+    def facts_path(self) -> Path:
+        """Where the shim says what became of it."""
+        return self.folder / "process.json"
+
+    @property
+    def progress_path(self) -> Path:
+        """Where the shim puts the newest progress line."""
+        return self.folder / "progress.json"
+
+
+def save(record: Record) -> None:
+    """Write a record, whole or not at all; raises OSError."""
+    folder = paths.private(paths.server_dir(record.name))
+    path = folder / "server.json"
+    partial = folder / f".server.json.{os.getpid()}"
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(dump(record))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_all() -> list[Record]:
+    """Return every record that can be read; one that cannot is set aside as `server.json.broken`, and told."""
+    records = []
+    for path in sorted(paths.server_dir("x").parent.glob("*/server.json")):
+        try:
+            record = load(Record, path.read_bytes())
+            if record.name != path.parent.name:
+                raise ValueError(f"it names the server {record.name!r}")
+            records.append(record)
+        except (OSError, ValueError, ValidationError) as problem:
+            log.warning("%s cannot be used: %s", path, problem)
+            path.rename(path.with_suffix(".json.broken"))
+    return records
+
+
+def ended_servers(records: list[Record]) -> tuple[Server, ...]:
+    """Return the snapshots of servers that have ended; a record whose profile is no longer understood is left out."""
+    from backends.engines.registry import engine_named
+    from profiles.errors import InvalidProfileError
+    from profiles.schema import parse_profile
+
+    servers = []
+    for record in records:
+        try:
+            profile = parse_profile(record.profile, f"server {record.name}")
+        except InvalidProfileError as problem:
+            log.warning("%s", problem)
+            continue
+        state = ServerState.FAILED if record.cause else ServerState.STOPPED
+        servers.append(server_of(record, profile, engine_named(profile.engine), state))
+    return tuple(servers)
+
+
+def erase(name: str) -> None:
+    """Remove what is kept of a server; its logs stay."""
+    shutil.rmtree(paths.server_dir(name), ignore_errors=True)
+
+
+def server_of(record: Record, profile: Profile, engine: Engine, state: ServerState) -> Server:
+    """Return the snapshot of a server as its record tells it."""
+    return Server(
+        name=record.name,
+        profile=profile.name,
+        engine=profile.engine,
+        engine_version=record.engine_version,
+        model=profile.model,
+        served_name=engine.model_name(profile),
+        kind=record.kind,
+        state=state,
+        state_since=record.exit.at if record.exit else record.ready_at or record.launched_at,
+        gpus=record.gpus,
+        gpu_indices=record.gpu_indices,
+        host=profile.host,
+        port=record.port,
+        launched_at=record.launched_at,
+        ready_at=record.ready_at,
+        log_path=record.log_path,
+        max_model_len=record.max_model_len,
+        exit=record.exit,
+        cause=record.cause,
+        attempt=record.attempt,
+        has_api_key="api_key" in profile.secrets,
+        why=record.why,
+        warnings=record.warnings,
+    )

@@ -1,0 +1,20 @@
+"""What every supervisor of the keeper shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backends.keeper.boxwatch import BoxWatch
+from backends.keeper.events import Hub
+from backends.metrics.series import SeriesStore
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The keeper's broadcast, its memory of figures, its eye on the box, and the ports that are taken."""
+
+    hub: Hub
+    series: SeriesStore
+    box: BoxWatch
+    taken_ports: Callable[[], set[int]]

@@ -1,0 +1,103 @@
+"""The simulated box's GPUs and host: plausible readings for whoever is said to work on them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+from zlib import crc32
+
+from backends.errors import UsageError
+from backends.simulated_servers import GIB, Life, wave
+from backends.snapshots import Box, Gpu, GpuProcess, Host
+
+KINDS = {
+    # name, memory in GiB as NVML tells it, power limit in W
+    "H200": ("NVIDIA H200", 139.8, 700.0),
+    "H100": ("NVIDIA H100 80GB HBM3", 79.6, 700.0),
+    "A100": ("NVIDIA A100-SXM4-80GB", 80.0, 400.0),
+    "L40S": ("NVIDIA L40S", 45.0, 350.0),
+    "RTX4090": ("NVIDIA GeForce RTX 4090", 24.0, 450.0),
+}
+EMPTY_BYTES = 4 * 1024 * 1024
+STRANGER_AT = 6
+STRANGER = GpuProcess(31_337, "python train.py", "alice", int(38.2 * GIB))
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A simulated server on a GPU: which share of its memory it holds, and how busy it is (both 0–1)."""
+
+    life: Life
+    memory: float
+    load: float
+
+
+class SimulatedGpus:
+    """GPUs as `8xH200` or `2xRTX4090,1xL40S` describes them (`0` for none); raises UsageError where it does not."""
+
+    def __init__(self, spec: str, seed: int = 0) -> None:
+        self._kinds: list[tuple[str, float, float]] = []
+        for part in spec.split(",") if spec.strip() != "0" else []:
+            found = re.fullmatch(r"\s*(?:(\d+)x)?([A-Za-z0-9]+)\s*", part)
+            kind = KINDS.get(found[2].upper()) if found else None
+            if found is None or kind is None:
+                raise UsageError(f"cannot simulate {part!r}", f"say COUNTxKIND, of {', '.join(KINDS)}, or 0 for no GPU")
+            self._kinds += [kind] * int(found[1] or 1)
+        self.uuids = tuple(
+            f"GPU-{UUID(int=crc32(f'{seed} {index}'.encode()) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128))}"
+            for index in range(len(self._kinds))
+        )
+
+    def box(self, at: float, tenants: Mapping[int, Tenant]) -> Box:
+        """Return the box at `at` with `tenants` (by index) on its GPUs."""
+        busy = sum(tenant.load for tenant in tenants.values()) / max(1, len(self._kinds))
+        host = Host(
+            hostname="simulated",
+            cpu_count=192,
+            cpu_utilization=0.03 + 0.2 * busy + 0.05 * wave("cpu", at),
+            load_1m=3.0 + 40 * busy + 4 * wave("load", at),
+            memory_total_bytes=2015 * GIB,
+            memory_available_bytes=int((1700 - 60 * len(tenants)) * GIB),
+        )
+        gpus = tuple(self._gpu(index, at, tenants.get(index)) for index in range(len(self._kinds)))
+        return Box(
+            at=at,
+            host=host,
+            gpus=gpus,
+            no_gpus=None if gpus else "this simulated box has none",
+            driver_version="580.65.06" if gpus else None,
+            cuda_version="13.0" if gpus else None,
+            simulated=True,
+        )
+
+    def _gpu(self, index: int, at: float, tenant: Tenant | None) -> Gpu:
+        name, memory_gib, limit_w = self._kinds[index]
+        total = int(memory_gib * GIB)
+        processes: list[GpuProcess] = []
+        load = 0.0
+        if tenant is not None and tenant.memory:
+            load = tenant.load
+            life = tenant.life
+            command = f"VLLM::Worker_TP{life.gpu_indices.index(index)}" if len(life.gpus) > 1 else "VLLM::EngineCore"
+            processes.append(GpuProcess(life.pid + 167, command, "you", int(tenant.memory * total), server=life.name))
+        if index == STRANGER_AT:
+            load = max(load, 0.55 + 0.4 * wave("alice", at))
+            processes.append(STRANGER)
+        used = EMPTY_BYTES + sum(p.memory_bytes for p in processes if isinstance(p.memory_bytes, int))
+        utilization = min(1.0, load * 1.05 + 0.03 * wave(f"util {index}", at)) if load else 0.0
+        return Gpu(
+            index=index,
+            uuid=self.uuids[index],
+            name=name,
+            memory_total_bytes=total,
+            memory_used_bytes=used,
+            memory_free_bytes=total - used,
+            utilization=utilization,
+            temperature_c=round(29 + index % 3 + 38 * utilization),
+            power_w=limit_w * (0.11 + 0.82 * utilization),
+            power_limit_w=limit_w,
+            processes=tuple(processes),
+            holder=tenant.life.name if tenant else None,
+        )
