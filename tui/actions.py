@@ -1,0 +1,160 @@
+"""What keys and the palette do to servers: each a request to the keeper, each failure a toast, never a crash."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from textual.app import App
+from textual.reactive import reactive
+
+from backends.client import KeeperLink
+from backends.errors import GpuboxError, ProfileError
+from backends.handover import handover
+from backends.snapshots import Metrics, Server, ServerState, Snapshot, StartRequest
+from tui.format import plural
+from tui.launching import Launchable, LaunchIntent, read_launchable
+from tui.screens.confirm import ConfirmScreen
+from tui.screens.launch import LaunchScreen
+from tui.widgets.profile_table import ProfileRow, list_profiles
+from tui.widgets.server_table import ServerTable
+
+if TYPE_CHECKING:
+    from profiles.store import Store
+
+
+class ServerActions(App[None]):
+    """The part of the app that asks the keeper for something; a server is named, or it is the selected one."""
+
+    link: KeeperLink
+    store: Store | None
+    awaited: str | None = None
+    snapshot: reactive[Snapshot | None] = reactive(None)
+    selected: reactive[str | None] = reactive(None)
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """The servers as last heard."""
+        return self.snapshot.servers if self.snapshot else ()
+
+    def named(self, name: str | None = None) -> Server | None:
+        """Return the server of that name, or the selected one."""
+        wanted = self.selected if name is None else name
+        return next((server for server in self.servers if server.name == wanted), None)
+
+    def complain(self, problem: GpuboxError) -> None:
+        """Show an error with what to do next."""
+        self.notify(problem.hint or "", title=problem.message, severity="error", timeout=10, markup=False)
+
+    def request(self, work: Coroutine[Any, Any, object]) -> None:
+        """Ask the keeper in the background; its refusal becomes a toast."""
+
+        async def ask() -> None:
+            try:
+                await work
+            except GpuboxError as problem:
+                self.complain(problem)
+
+        self.run_worker(ask(), group="requests")
+
+    async def profile_rows(self) -> tuple[ProfileRow, ...]:
+        """Return all profiles, read anew; the broken ones with their problems."""
+        return await asyncio.to_thread(list_profiles, self.store) if self.store is not None else ()
+
+    def begin(self, intent: LaunchIntent) -> None:
+        """Start what an intent says."""
+
+        async def start() -> None:
+            await self._start((await self._launchable(intent.profile)).request(intent))
+
+        self.request(start())
+
+    def action_launch(self, profile: str) -> None:
+        """Open the launch sheet for a profile."""
+
+        async def ask() -> None:
+            self.push_screen(LaunchScreen(await self._launchable(profile)), self._begin_request)
+
+        self.request(ask())
+
+    def _begin_request(self, request: StartRequest | None) -> None:
+        if request is not None:
+            self.request(self._start(request))
+
+    async def _launchable(self, profile: str) -> Launchable:
+        if self.store is None:
+            raise ProfileError("there are no profiles here")
+        return await asyncio.to_thread(read_launchable, self.store, profile)
+
+    async def _start(self, request: StartRequest) -> None:
+        self.awaited = (await self.link.start(request)).name
+        self.meet()
+
+    def meet(self) -> None:
+        """Go to the server that was just started, once the keeper's stream tells of it."""
+        if self.awaited is not None and self.named(self.awaited) is not None:
+            self.selected, self.awaited = self.awaited, None
+            self.switch_mode("servers")
+            self.call_after_refresh(self._focus_servers)
+
+    def _focus_servers(self) -> None:
+        for table in self.screen.query(ServerTable):
+            table.focus()
+
+    def action_stop_server(self, name: str | None = None, force: bool = False) -> None:
+        """Stop a server: at once if nothing runs on it, else after a question; a second time kills it."""
+        server = self.named(name)
+        if server is None:
+            return
+        force = force or server.state in (ServerState.DRAINING, ServerState.STOPPING)
+        running = running_requests(server)
+
+        def stop(sure: bool | None = True) -> None:
+            if sure:
+                self.request(self.link.stop(server.name, force=force))
+
+        if running and not (force and server.state in (ServerState.DRAINING, ServerState.STOPPING)):
+            how = "Kill" if force else "Stop"
+            self.push_screen(
+                ConfirmScreen(f"{how} {server.name}?", f"This kills {plural(running, 'running request')}.", how), stop
+            )
+        else:
+            stop()
+
+    def action_restart_server(self, name: str | None = None) -> None:
+        """Stop a server where it runs, and start it again as it was started."""
+        server = self.named(name)
+        if server is None:
+            return
+
+        def restart(sure: bool | None = True) -> None:
+            if sure:
+                self.request(self.link.restart(server.name))
+
+        if running := running_requests(server):
+            text = f"This kills {plural(running, 'running request')}."
+            self.push_screen(ConfirmScreen(f"Restart {server.name}?", text, "Restart"), restart)
+        else:
+            restart()
+
+    def action_forget_server(self, name: str | None = None) -> None:
+        """Drop a server that has ended from the list."""
+        server = self.named(name)
+        if server is not None:
+            self.request(self.link.forget(server.name))
+
+    def action_use_server(self, name: str | None = None) -> None:
+        """Copy what a client of the server needs, and show it."""
+        server = self.named(name)
+        if server is None:
+            return
+        lines = [line for _, line in handover(server)]
+        self.copy_to_clipboard("\n".join(lines))
+        self.notify("\n".join(lines), title=f"copied: how to use {server.name}", timeout=12, markup=False)
+
+
+def running_requests(server: Server) -> int:
+    """Return how many requests the server works on, as far as it tells."""
+    metrics = server.metrics
+    return metrics.running if isinstance(metrics, Metrics) and isinstance(metrics.running, int) else 0

@@ -1,0 +1,76 @@
+"""The keeper's stream of updates, turned into messages for the app; it outlives every loss of the keeper."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from textual.message import Message
+
+from backends.client import KeeperLink
+from backends.errors import GpuboxError, KeeperError
+from backends.snapshots import (
+    BoxUpdate,
+    EventUpdate,
+    Server,
+    ServerRemoved,
+    ServerUpdate,
+    Snapshot,
+    SnapshotUpdate,
+    Update,
+)
+from tui.messages import Happened, KeeperLost, KeeperTrouble, SnapshotChanged
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 10.0
+
+
+async def follow(
+    link: KeeperLink,
+    post: Callable[[Message], object],
+    now: Callable[[], float],
+    first_pause_s: float = FIRST_PAUSE_S,
+) -> None:
+    """Post what the keeper says until cancelled; after a loss ask again, each time after a longer pause."""
+    pause_s = first_pause_s
+    while True:
+        problem: GpuboxError = KeeperError("the keeper closed its event stream")
+        snapshot: Snapshot | None = None
+        try:
+            async for update in link.updates():
+                pause_s = first_pause_s
+                if isinstance(update, EventUpdate):
+                    post(Happened(update.event))
+                    continue
+                snapshot = applied(snapshot, update)
+                if snapshot is not None:
+                    post(SnapshotChanged(snapshot))
+        except GpuboxError as error:
+            problem = error
+        except OSError as error:
+            problem = KeeperError(f"the keeper cannot be reached: {error}")
+        post(KeeperLost(KeeperTrouble(problem, now() + pause_s)))
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+
+def applied(snapshot: Snapshot | None, update: Update) -> Snapshot | None:
+    """Return the state after `update`, as a new value; None until the first SnapshotUpdate."""
+    if isinstance(update, SnapshotUpdate):
+        return update.snapshot
+    if snapshot is None or isinstance(update, EventUpdate):
+        return snapshot
+    if isinstance(update, BoxUpdate):
+        return replace(snapshot, box=update.box)
+    if isinstance(update, ServerRemoved):
+        return replace(snapshot, servers=tuple(s for s in snapshot.servers if s.name != update.name))
+    if isinstance(update, ServerUpdate):
+        return replace(snapshot, servers=_placed(snapshot.servers, update.server))
+    return snapshot
+
+
+def _placed(servers: tuple[Server, ...], newer: Server) -> tuple[Server, ...]:
+    if any(s.name == newer.name for s in servers):
+        return tuple(newer if s.name == newer.name else s for s in servers)
+    return (*servers, newer)

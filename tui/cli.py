@@ -1,0 +1,205 @@
+"""The command line: flags and subcommands; what they do lives in `tui.headless`, the control center in `tui.app`.
+
+Imports of what a command needs happen inside it, so that each pays only for itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from backends.errors import UsageError
+from tui.headless.profiles import app as profiles_app
+from tui.launching import LaunchIntent, open_store, read_launchable
+
+app = typer.Typer(
+    name="gpubox",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(profiles_app, name="profiles", help="List, show, check, make, import and export profiles.")
+
+EXIT_CODES = """
+Exit codes: 0 ready or done, 1 other error, 2 bad usage, 3 bad profile, 4 no such GPU, 5 GPU busy, 6 start failed,
+7 waiting over (the server keeps starting), 8 the keeper cannot be reached, 9 no such server, 10 conflict.
+"""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="The server's name.")]
+WaitS = Annotated[float | None, typer.Option("--wait", help="Wait at most so many seconds for ready.", min=0)]
+
+
+@app.callback(invoke_without_command=True, epilog=EXIT_CODES)
+def root(
+    ctx: typer.Context,
+    profile: Annotated[str | None, typer.Option(help="Start this profile.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="GPU indices or UUID prefixes (6,7), 'auto', or 'cpu'.")] = None,
+    headless: Annotated[bool, typer.Option("--headless", help="No screen: start, wait for ready, and return.")] = False,
+    name: Annotated[str | None, typer.Option(help="The server's name, where it is not the profile's.")] = None,
+    port: Annotated[str | None, typer.Option(help="A port, or 'auto'.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="An engine argument: max_model_len=2048 (repeatable).")
+    ] = None,
+    envs: Annotated[list[str] | None, typer.Option("--env", help="An environment variable: K=V (repeatable).")] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground/--detach", help="Stream the log until the engine ends; signals stop it.")
+    ] = False,
+    wait: WaitS = None,
+    json: Json = False,
+    profile_dir: Annotated[Path | None, typer.Option(help="Look for profiles here first.")] = None,
+    simulate: Annotated[str | None, typer.Option(help="Show a simulated box: 8xH200.")] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print gpubox's version.")] = False,
+) -> Any:
+    """gpubox: a control center for one GPU box. Without a command it opens the control center."""
+    ctx.obj = profile_dir
+    if ctx.invoked_subcommand is not None:
+        if stray := [it.opts[0] for it in ctx.command.params if ctx.params.get(it.name) and it.name != "profile_dir"]:
+            raise UsageError(f"{stray[0]} does not go before {ctx.invoked_subcommand}", "gpubox --help")
+        return None
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(f"gpubox {version_of('gpubox')}")
+        return 0
+    for flag, given in (("--foreground", foreground), ("--wait", wait is not None), ("--json", json)):
+        if given and not headless:
+            raise UsageError(f"{flag} goes with --headless")
+    if foreground and (json or wait is not None):
+        raise UsageError("--foreground goes without --wait and --json: it ends with the engine")
+    if headless and profile is None:
+        raise UsageError("--headless needs --profile NAME", "gpubox profiles list shows them")
+    if headless and simulate:
+        raise UsageError("--simulate is for the screen; a headless command speaks for a real box")
+    chosen_gpus = None if gpus is None else tuple(part.strip() for part in gpus.split(",") if part.strip())
+    if chosen_gpus == ():
+        raise UsageError("--gpus names no GPU", "say auto, cpu, indices (0,1) or beginnings of UUIDs (GPU-4a1f)")
+    intent = LaunchIntent(profile or "", chosen_gpus, _port(port), tuple(sets or ()), tuple(envs or ()), name)
+    if headless and profile is not None:
+        from tui.headless.launch import Wishes, run
+
+        request = read_launchable(open_store(profile_dir), profile).request(intent)
+        return run(request, Wishes(foreground=foreground, wait_s=wait, json=json))
+    if not sys.stdout.isatty():
+        raise UsageError("the control center needs a terminal", "use --headless, or a command such as `gpubox status`")
+    from tui.headless.screen import open_screen
+
+    return open_screen(open_store(profile_dir), intent if profile else None, simulate)
+
+
+def _port(text: str | None) -> int | None:
+    """Read `--port`: 0 asks for any free one, None leaves it to the profile."""
+    if text is None:
+        return None
+    if text == "auto":
+        return 0
+    if text.isdecimal() and 0 < int(text) < 65536:
+        return int(text)
+    raise UsageError(f"--port {text!r} is not a port", "use 1–65535, or auto")
+
+
+@app.command()
+def status(
+    json: Json = False, watch: Annotated[bool, typer.Option("--watch", help="Again each second.")] = False
+) -> int:
+    """Show the box and its servers."""
+    from tui.headless.status import status as show
+
+    return show(as_json=json, watch=watch)
+
+
+@app.command()
+def stop(
+    names: Annotated[list[str] | None, typer.Argument(help="Servers to stop.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Stop all servers.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do not drain: kill at once.")] = False,
+    wait: Annotated[float, typer.Option("--wait", help="Wait at most so many seconds.", min=0)] = 120.0,
+) -> int:
+    """Stop servers: let requests drain, ask them to end, kill what does not; their memory comes back."""
+    if bool(names) == everything:
+        raise UsageError("name servers to stop, or say --all")
+    from tui.headless.control import stop as do_stop
+
+    return do_stop(names or [], everything=everything, force=force, wait_s=wait)
+
+
+@app.command()
+def restart(name: Name, wait: WaitS = None, json: Json = False) -> int:
+    """Start a server again as it was started; where it runs, stop it first."""
+    from tui.headless.launch import Wishes
+    from tui.headless.launch import restart as do_restart
+
+    return do_restart(name, Wishes(wait_s=wait, json=json))
+
+
+@app.command()
+def shutdown() -> int:
+    """End the keeper, such as after an upgrade; servers go on, and the next command starts a new one."""
+    from tui.headless.control import shutdown as do_shutdown
+
+    return do_shutdown()
+
+
+@app.command()
+def forget(name: Name) -> int:
+    """Drop a server that has ended from the list; its logs stay."""
+    from tui.headless.control import forget as do_forget
+
+    return do_forget(name)
+
+
+@app.command()
+def logs(
+    name: Name,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the log grows.")] = False,
+    lines: Annotated[int | None, typer.Option("-n", "--lines", help="Only the last N lines.", min=0)] = None,
+    since: Annotated[str | None, typer.Option(help="Only lines of the last 90s, 10m, 2h, 1d, or since a time.")] = None,
+    grep: Annotated[str | None, typer.Option(help="Only lines that match this regular expression.")] = None,
+    start: Annotated[int, typer.Option(help="-1 is the start before the newest, -2 the one before that.", max=0)] = 0,
+) -> int:
+    """Show a server's log."""
+    from tui.headless.logs import show
+
+    return show(name, follow=follow, lines=lines, since_text=since, pattern=grep, start=start)
+
+
+@app.command()
+def chat(
+    name: Name,
+    prompt: Annotated[str | None, typer.Argument(help="What to ask; without it, standard input.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    json: Json = False,
+) -> int:
+    """Ask a server; the answer streams to standard output, its timings to standard error."""
+    from backends.client import ensure_keeper
+    from tui.headless.chat import chat as do_chat
+
+    connection = ensure_keeper().connection(name)
+    return do_chat(
+        name, prompt, system=system, temperature=temperature, max_tokens=max_tokens, json=json, connection=connection
+    )
+
+
+@app.command()
+def doctor(
+    json: Json = False,
+    python: Annotated[str | None, typer.Option(help="Look for engines in this interpreter.")] = None,
+) -> int:
+    """Check driver, NVML, engines, disk, limits and network; each problem comes with a remedy."""
+    from tui.headless.doctor import doctor as examine
+
+    return examine(json=json, python=python)
+
+
+@app.command(hidden=True)
+def demo_run() -> int:
+    """Start the demo server, ask it one question, and stop it (`make demo HEADLESS=1`)."""
+    from tui.headless.demo import run_demo
+
+    return run_demo()

@@ -1,0 +1,269 @@
+"""Starting a server without a screen: stages while it starts, then what a person needs next; or the log, to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.client import AsyncKeeper, ensure_keeper
+from backends.errors import GpuboxError, KeeperError, StartFailedError, WaitOverError
+from backends.handover import handover
+from backends.processes.logs import LogFollower
+from backends.snapshots import (
+    Server,
+    ServerRemoved,
+    ServerState,
+    ServerUpdate,
+    SnapshotUpdate,
+    StartRequest,
+)
+from tui.format import duration, indices
+from tui.headless.output import complain, say
+
+RECONNECTS = 5
+LOG_LOOK_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How the launch is to be attended: `wait_s` None waits for as long as it takes."""
+
+    foreground: bool = False
+    wait_s: float | None = None
+    json: bool = False
+
+
+def run(request: StartRequest, wishes: Wishes) -> int:
+    """Start a server and attend it; returns 0, or raises the GpuboxError that tells why it is not ready."""
+    if wishes.foreground:
+        return asyncio.run(_foreground(request))
+    server = ensure_keeper().start(request)
+    _announce(server)
+    return asyncio.run(_attend(server, wishes))
+
+
+def restart(name: str, wishes: Wishes) -> int:
+    """Start a server again as it was started, and attend it as `run` does."""
+    client = ensure_keeper()
+    before = next((server.launched_at for server in client.snapshot().servers if server.name == name), None)
+    server = client.restart(name)
+    if server.launched_at == before:
+        say(f"{name}: stopping, to start again on {_where(server)}, port {server.port}")
+    else:
+        _announce(server)
+    return asyncio.run(_attend(server, wishes, before))
+
+
+def _announce(server: Server) -> None:
+    say(f"{server.name}: starting {server.model} on {_where(server)}, port {server.port}; log: {server.log_path}")
+    if server.gpus:
+        say(f"  {server.why}")
+    for warning in server.warnings:
+        say(f"  careful: {warning}")
+
+
+async def _attend(server: Server, wishes: Wishes, launch_before: float | None = None) -> int:
+    keeper = AsyncKeeper()
+    try:
+        async with asyncio.timeout(wishes.wait_s):
+            server = await _until_ready(keeper, server, launch_before)
+    except TimeoutError:
+        raise WaitOverError(
+            f"{server.name} is not ready after {wishes.wait_s:g} s; it keeps starting",
+            f"gpubox status · gpubox logs {server.name} -f · gpubox stop {server.name}",
+        ) from None
+    except asyncio.CancelledError:
+        say(f"{server.name} keeps starting; gpubox stop {server.name} ends it")
+        return 130
+    if wishes.json:
+        print(json.dumps(_as_json(server)))
+    else:
+        print("\n".join(ready_lines(server)))
+    return 0
+
+
+async def states(keeper: AsyncKeeper, name: str) -> AsyncIterator[Server]:
+    """Yield each newer state of a server; a keeper that dies on the way is started anew and asked again."""
+    tries = 0
+    while True:
+        try:
+            async for update in keeper.updates():
+                tries = 0
+                match update:
+                    case SnapshotUpdate(snapshot=snapshot):
+                        found = next((s for s in snapshot.servers if s.name == name), None)
+                        if found is None:
+                            raise StartFailedError(f"the keeper no longer knows {name}", "see keeper.log")
+                        yield found
+                    case ServerUpdate(server=server) if server.name == name:
+                        yield server
+                    case ServerRemoved(name=removed) if removed == name:
+                        raise StartFailedError(f"{name} was removed")
+        except KeeperError:
+            tries += 1
+            if tries > RECONNECTS:
+                raise
+            say("the keeper went away; asking again")
+
+
+async def _until_ready(keeper: AsyncKeeper, server: Server, launch_before: float | None) -> Server:
+    """Return the server once it is ready; the launch of before is only on its way out."""
+    line = StageLine()
+    try:
+        async for newer in states(keeper, server.name):
+            if newer.is_live and newer.launched_at == launch_before:
+                continue
+            line.show(newer)
+            if newer.state is ServerState.READY:
+                return newer
+            _raise_if_ended(newer)
+    finally:
+        line.end()
+    raise StartFailedError(f"the keeper told nothing more of {server.name}")
+
+
+def _raise_if_ended(server: Server) -> None:
+    match server.state:
+        case ServerState.STOPPED | ServerState.STOPPING:
+            raise StartFailedError(f"{server.name} was stopped before it was ready")
+        case ServerState.FAILED | ServerState.LOST:
+            raise StartFailedError(f"{server.name} failed: {server.cause}", f"log: {server.log_path}")
+
+
+async def _foreground(request: StartRequest) -> int:
+    """Start a server and stream its log until it ends; SIGINT and SIGTERM stop it, a second one kills it."""
+    keeper, loop = AsyncKeeper(), asyncio.get_running_loop()
+    signals: asyncio.Queue[None] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signals.put_nowait, None)
+    last = await asyncio.to_thread(lambda: ensure_keeper().start(request))
+    _announce(last)
+    stopping = asyncio.create_task(_stop_at_signals(last.name, signals))
+    log = _LogStream(last)
+    try:
+        async for newer in states(keeper, last.name):
+            if newer.state is ServerState.READY and last.state is not ServerState.READY:
+                for line in ready_lines(newer):
+                    say(line)
+            if newer.log_path != last.log_path:
+                await log.end()
+                log = _LogStream(newer)
+            last = newer
+            if not newer.is_live:
+                break
+    finally:
+        stopping.cancel()
+        await log.end()
+    if last.state is not ServerState.STOPPED:
+        raise StartFailedError(f"{last.name} failed: {last.cause}", f"log: {last.log_path}")
+    return 0
+
+
+async def _stop_at_signals(name: str, signals: asyncio.Queue[None]) -> None:
+    force = False
+    while True:
+        await signals.get()
+        try:
+            client = await asyncio.to_thread(ensure_keeper)
+            await asyncio.to_thread(client.stop, name, force=force)
+        except GpuboxError as problem:
+            complain(problem)
+        force = True
+
+
+class _LogStream:
+    """Prints a server's log as it grows."""
+
+    def __init__(self, server: Server) -> None:
+        self._follower = LogFollower(Path(server.log_path or ""))
+        self._ended = asyncio.Event()
+        self._task = asyncio.create_task(self._print())
+
+    async def end(self) -> None:
+        """Print what is there still, to the last line."""
+        self._ended.set()
+        await self._task
+
+    async def _print(self) -> None:
+        # Never cancelled while a thread reads: the lines it has would be lost.
+        while True:
+            ended = self._ended.is_set()
+            printed = await asyncio.to_thread(self._print_new)
+            if ended and not printed:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), LOG_LOOK_S)
+
+    def _print_new(self) -> bool:
+        lines = self._follower.poll()
+        if lines:
+            sys.stdout.write("\n".join(lines) + "\n")
+            sys.stdout.flush()
+        return bool(lines)
+
+
+class StageLine:
+    """Tells the stages of a start on standard error: one line rewritten on a terminal, else a line per stage."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._last = ""
+
+    def show(self, server: Server) -> None:
+        """Show where the start is."""
+        stage = server.stage
+        name = stage.name if stage else str(server.state)
+        if not self._live:
+            if name != self._last:
+                self._last = name
+                say(f"  {time.strftime('%H:%M:%S')} {name}{_detail(server)}")
+            return
+        took = duration(time.time() - stage.since) if stage else ""
+        done = f" {stage.progress:.0%}" if stage and stage.progress is not None else ""
+        width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
+        text = f"  {name} {took}{done}{_detail(server)}"[:width]
+        if text != self._last:
+            self._last = text
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._live and self._last:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def _detail(server: Server) -> str:
+    if server.state is ServerState.BACKOFF:
+        return f": {server.cause}"
+    return f" · {server.stage.detail}" if server.stage and server.stage.detail else ""
+
+
+def ready_lines(server: Server) -> list[str]:
+    """Return what is said once a server is ready."""
+    took = (server.ready_at or 0.0) - (server.launched_at or 0.0)
+    context = f", context {server.max_model_len:,} tokens" if server.max_model_len else ""
+    lines = [
+        f"{server.name} is ready after {took:.0f} s: {server.address}/v1 ({server.served_name}, {server.kind}{context})"
+    ]
+    lines += [f"  {what + ':':<16}{line}" for what, line in handover(server)]
+    return [*lines, f"  {'log:':<16}{server.log_path}"]
+
+
+def _as_json(server: Server) -> dict[str, object]:
+    from backends.snapshots import dump
+
+    return {**json.loads(dump(server)), "base_url": f"{server.address}/v1"}
+
+
+def _where(server: Server) -> str:
+    return f"GPU {indices(server.gpu_indices)}" if server.gpu_indices else "the CPU"

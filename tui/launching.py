@@ -1,0 +1,96 @@
+"""From a profile to a request to start it: for flags and for the screen; imports neither textual nor pydantic."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backends import paths
+from backends.errors import ProfileError
+from backends.snapshots import StartRequest
+
+if TYPE_CHECKING:
+    from profiles.errors import InvalidProfileError
+    from profiles.schema import Profile
+    from profiles.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchIntent:
+    """What to start, and what to lay over the profile; None takes what the profile says, port 0 any free one."""
+
+    profile: str
+    gpus: tuple[str, ...] | None = None
+    port: int | None = None
+    sets: tuple[str, ...] = ()
+    envs: tuple[str, ...] = ()
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Launchable:
+    """A valid profile, ready to be started; `data` is what its file says."""
+
+    profile: Profile
+    data: dict[str, Any]
+
+    def merged(self, intent: LaunchIntent) -> tuple[Profile, dict[str, Any]]:
+        """Lay an intent's settings over the profile; raises ProfileError where the result is none."""
+        from profiles.arguments import with_overrides
+        from profiles.errors import InvalidProfileError
+        from profiles.schema import parse_profile
+
+        try:
+            content = with_overrides(self.data, intent.sets, intent.envs)
+            return parse_profile(content, self.profile.name), content
+        except InvalidProfileError as wrong:
+            raise profile_error(wrong) from wrong
+
+    def needed(self, intent: LaunchIntent) -> int:
+        """Return how many GPUs the launch takes; 0 is the CPU."""
+        gpus = self.merged(intent)[0].gpus
+        return 0 if gpus == "cpu" else gpus
+
+    def command(self, intent: LaunchIntent) -> str:
+        """Return the shell command that the launch amounts to, in one line."""
+        from profiles.commands import export_command
+
+        profile, _ = self.merged(intent)
+        if intent.port is not None:
+            profile = profile.model_copy(update={"port": intent.port or "auto"})
+        command = export_command(profile, None if intent.gpus == ("auto",) else intent.gpus)
+        return command.replace(" \\\n ", "")
+
+    def request(self, intent: LaunchIntent) -> StartRequest:
+        """Return what the keeper is asked for."""
+        _, content = self.merged(intent)
+        return StartRequest(content, dict(os.environ), intent.name, intent.gpus, intent.port)
+
+
+def open_store(profile_dir: Path | None) -> Store:
+    """Return the profiles that are searched: a folder that was named, the user's own, the library."""
+    from profiles.store import LIBRARY, Place, Store
+
+    named = [Place("folder", profile_dir)] if profile_dir else []
+    return Store([*named, Place("user", paths.profile_dir()), Place("library", LIBRARY)])
+
+
+def read_launchable(store: Store, name: str) -> Launchable:
+    """Read one profile; raises ProfileError with every problem."""
+    from profiles.errors import InvalidProfileError
+
+    try:
+        loaded = store.load(name)
+    except InvalidProfileError as wrong:
+        raise profile_error(wrong) from wrong
+    return Launchable(loaded.profile, loaded.data)
+
+
+def profile_error(wrong: InvalidProfileError) -> ProfileError:
+    """Return the error that people see: one line and what to do, or a line for each problem."""
+    if len(wrong.problems) > 1:
+        return ProfileError("\n".join([f"{len(wrong.problems)} problems", *(f"  {p}" for p in wrong.problems)]))
+    problem = wrong.problems[0]
+    return ProfileError(str(problem).removesuffix(f"; {problem.suggestion}"), problem.suggestion)

@@ -1,0 +1,57 @@
+"""What all screens share: the newest snapshot and the selected server, shown only while a screen is on top."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from textual.screen import Screen
+from textual.widgets import Footer
+
+from backends.snapshots import Server, Snapshot
+from tui.widgets.status_bar import StatusBar
+
+if TYPE_CHECKING:
+    from tui.app import GpuboxApp
+
+WIDE_CELLS = 140
+ROOMY_LINES = 32
+DETAILS_TOOLTIP = "Scroll the details"
+
+
+class GpuboxScreen(Screen[None]):
+    """A mode of the control center; `show` is called with the newest state whenever it matters, never while hidden."""
+
+    @property
+    def gpubox(self) -> GpuboxApp:
+        """The app, with its own type."""
+        return cast("GpuboxApp", self.app)
+
+    @property
+    def server(self) -> Server | None:
+        """The selected server, if it is still there."""
+        snapshot, name = self.gpubox.snapshot, self.gpubox.selected
+        return next((s for s in snapshot.servers if s.name == name), None) if snapshot else None
+
+    def on_mount(self) -> None:
+        """Add what every screen has (the bar on top, the keys below), and follow the app's state."""
+        self.mount(StatusBar(), Footer())
+        self.watch(self.app, "snapshot", self._changed, init=False)
+        self.watch(self.app, "selected", self._changed, init=False)
+
+    def on_screen_resume(self) -> None:
+        """Catch up with what happened while another screen was on top."""
+        self._changed()
+
+    def on_resize(self) -> None:
+        """Say in classes how much room there is, and lay out anew what is drawn for a width."""
+        self.set_class(self.app.size.width >= WIDE_CELLS, "-wide")
+        self.set_class(self.app.size.height >= ROOMY_LINES, "-roomy")
+        self.call_after_refresh(self._changed)
+
+    def _changed(self) -> None:
+        if self.is_current and self.gpubox.snapshot is not None:
+            self.show(self.gpubox.snapshot, self.server)
+
+    def show(self, snapshot: Snapshot, server: Server | None) -> None:
+        """Show the newest state; called on the UI loop, must do no I/O."""
+        raise TypeError(f"{type(self).__name__} must say what it shows")

@@ -1,0 +1,79 @@
+"""One question before something is lost."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Button, Label
+
+
+class ConfirmScreen(ModalScreen[bool]):
+    """Ask `question`; `y` or the first button says yes, everything else says no."""
+
+    DEFAULT_CSS = """
+    ConfirmScreen {
+        align: center middle;
+
+        #question {
+            width: auto;
+            max-width: 70;
+            height: auto;
+            padding: 1 3;
+            border: round $warning;
+            border-title-color: $warning;
+            border-title-style: bold;
+            background: $surface;
+        }
+
+        #text {
+            width: auto;
+            max-width: 62;
+            margin-bottom: 1;
+        }
+
+        #answers {
+            width: auto;
+            height: auto;
+        }
+
+        Button {
+            margin-right: 2;
+        }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", "Yes"),
+        Binding("n,escape", "answer(False)", "No"),
+        Binding("left,right", "app.focus_next", show=False),
+    ]
+
+    def __init__(self, question: str, text: str, yes: str) -> None:
+        super().__init__()
+        self._question = question
+        self._text = text
+        self._yes = yes
+
+    def compose(self) -> ComposeResult:
+        """Make the parts; the harmless answer has the focus."""
+        with Vertical(id="question") as box:
+            box.border_title = self._question
+            yield Label(self._text, id="text", markup=False)
+            with Horizontal(id="answers"):
+                yield Button(f"{self._yes} (y)", id="yes", variant="error", compact=True)
+                yield Button("Leave it (n)", id="no", compact=True)
+
+    def on_mount(self) -> None:
+        """Focus the harmless answer."""
+        self.query_one("#no").focus()
+
+    def on_button_pressed(self, message: Button.Pressed) -> None:
+        """Answer."""
+        self.dismiss(message.button.id == "yes")
+
+    def action_answer(self, sure: bool) -> None:
+        """Answer."""
+        self.dismiss(sure)

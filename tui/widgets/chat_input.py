@@ -1,0 +1,60 @@
+"""Where a question is written: Enter sends it, Ctrl+J begins a new line, the arrow keys bring earlier ones back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.widgets import TextArea
+
+
+class ChatInput(TextArea):
+    """A text field that grows with its text, up to what its style allows."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "send", "Send", tooltip="Send what is written"),
+        Binding("ctrl+j,shift+enter", "new_line", "New line", show=False, tooltip="Begin a new line"),
+    ]
+
+    def __init__(self, send: Callable[[str], bool], *, id: str | None = None) -> None:
+        """`send` is given the text and returns whether it took it: at once, or what is typed next would go with it."""
+        super().__init__(id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False, compact=True)
+        self._send = send
+        self.former: Sequence[str] = ()
+        self._back = 0
+
+    def write(self, text: str) -> None:
+        """Replace the text, with the cursor at its end."""
+        self.text = text
+        self.move_cursor(self.document.end)
+
+    def action_send(self) -> None:
+        """Send what is written."""
+        if self._send(self.text):
+            self._back = 0
+            self.write("")
+
+    def action_new_line(self) -> None:
+        """Begin a new line."""
+        self.insert("\n")
+
+    def on_key(self, event: events.Key) -> None:
+        """Act on keys in the order in which they come: bindings would be overtaken by what is typed right after."""
+        row, last = self.cursor_location[0], self.document.line_count - 1
+        if event.key == "enter":
+            self.action_send()
+        elif event.key in ("ctrl+j", "shift+enter"):
+            self.action_new_line()
+        elif event.key == "up" and row == 0 and self._back < len(self.former):
+            self._recall(1)
+        elif event.key == "down" and row == last and self._back > 0:
+            self._recall(-1)
+        else:
+            return
+        event.prevent_default().stop()
+
+    def _recall(self, step: int) -> None:
+        self._back += step
+        self.write(self.former[-self._back] if self._back else "")

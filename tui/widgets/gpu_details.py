@@ -1,0 +1,173 @@
+"""All about one GPU: its processes, what could not be read and why, and its last minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from backends.snapshots import Gpu, GpuProcess, Missing, Series, Server, Snapshot
+from tui.format import NOTHING, fit, memory, percent, shown
+from tui.themes import MEMORY_LEVELS, Palette, palette
+from tui.widgets.bars import faded, history
+from tui.widgets.gpu_table import memory_ratio
+
+READINGS = (
+    ("memory_used_bytes", "memory used"),
+    ("memory_total_bytes", "memory total"),
+    ("utilization", "utilization"),
+    ("temperature_c", "temperature"),
+    ("power_w", "power"),
+    ("power_limit_w", "power limit"),
+    ("processes", "processes"),
+)
+WITH_UUID = 100
+TIGHT = 4
+"""Below so many lines the processes go without their heading."""
+TWO_ROWS = 14
+"""Lines from which all four charts are drawn."""
+
+
+class GpuDetails(VerticalScroll):
+    """The GPU under the cursor."""
+
+    DEFAULT_CSS = """
+    GpuDetails { scrollbar-size-vertical: 0; }
+    GpuDetails Static { height: auto; text-wrap: nowrap; text-overflow: ellipsis; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__(classes="panel", can_focus=False)
+        self.uuid: str | None = None
+        self._series: Series | None = None
+        self._snapshot: Snapshot | None = None
+
+    def compose(self) -> ComposeResult:
+        """Make the parts."""
+        yield Static(id="gpu-facts")
+        yield Static(id="gpu-history")
+
+    def follow(self, snapshot: Snapshot, uuid: str | None) -> None:
+        """Show the newest readings of `uuid`."""
+        gpu = next((g for g in snapshot.box.gpus if g.uuid == uuid), None)
+        if uuid != self.uuid:
+            self.uuid, self._series = uuid, None
+            self.scroll_home(animate=False)
+        self._snapshot = snapshot
+        if gpu is None:
+            return
+        colours, width = palette(self.app), max(20, self.size.width)
+        server = next((s for s in snapshot.servers if s.name == gpu.holder), None)
+        facts = gpu_facts(gpu, server, width, colours, tight=self.size.height < TIGHT)
+        self.query_one("#gpu-facts", Static).update(facts)
+        hidden = facts.plain.count("\n") + 1 - self.size.height
+        more = f" · {hidden} more: ^↓" if hidden > 0 else f" · {gpu.uuid}" if width >= WITH_UUID else ""
+        self.border_title = f"GPU {gpu.index} · {gpu.name}{more}"
+        self._draw(gpu, width, facts.plain.count("\n") + 1, colours)
+
+    def on_resize(self) -> None:
+        """Draw anew for the room there is now."""
+        if self._snapshot is not None:
+            self.follow(self._snapshot, self.uuid)
+
+    @property
+    def lacks_history(self) -> bool:
+        """Whether the history of the GPU that is shown has not been read yet."""
+        return self.uuid is not None and self._series is None
+
+    def take(self, uuid: str, series: Series) -> None:
+        """Keep the history of `uuid` for the next drawing, if it is still the one that is shown."""
+        if uuid == self.uuid:
+            self._series = series
+
+    def _draw(self, gpu: Gpu, width: int, above: int, colours: Palette) -> None:
+        part = self.query_one("#gpu-history", Static)
+        room = self.size.height - above
+        part.display = self._series is not None and len(self._series.at) > 1 and room >= 4
+        if part.display and self._series is not None:
+            part.update(gpu_history(self._series, gpu, width, room, colours))
+
+
+def gpu_facts(gpu: Gpu, server: Server | None, width: int, colours: Palette, *, tight: bool) -> Text:
+    """Say whose the GPU is, what is free, what runs on it, and what could not be read."""
+    lines = [_summary(gpu, server, colours)]
+    if gpu.refusal is not None:
+        lines.append(Text(f"⊘ cannot be assigned: {gpu.refusal}", style=colours.warn))
+    if isinstance(gpu.processes, Missing):
+        lines.append(Text(f"processes {NOTHING} {gpu.processes.reason}", style=colours.dim))
+    elif gpu.processes:
+        if not tight:
+            lines.append(_process_heading(width, colours))
+        lines += [_process_line(process, width, colours) for process in gpu.processes]
+    else:
+        lines.append(Text("no processes", style=colours.dim))
+    for name, title in READINGS:
+        reading = getattr(gpu, name)
+        if isinstance(reading, Missing) and name != "processes":
+            lines.append(Text(f"{title} {NOTHING} {reading.reason}", style=colours.dim))
+    return Text("\n", no_wrap=True).join(lines)
+
+
+def _summary(gpu: Gpu, server: Server | None, colours: Palette) -> Text:
+    text = Text()
+    if server is not None:
+        text.append("held by ", colours.dim).append(server.name, f"bold {colours.text}")
+        text.append(f" ({server.state.value})", colours.state(server.state))
+    elif gpu.holder is not None:
+        text.append("held by ", colours.dim).append(gpu.holder, f"bold {colours.text}")
+    else:
+        text.append("held by no server", colours.dim)
+    text.append(f" · {shown(gpu.memory_free_bytes, memory)} free", colours.text)
+    ratio = memory_ratio(gpu)
+    text.append(f" · {shown(ratio, percent)} used", colours.level(ratio, MEMORY_LEVELS))
+    return text
+
+
+def _process_heading(width: int, colours: Palette) -> Text:
+    return Text(f"{'pid':>8}  {'user':<10}  {'MiB':>8}  {'server':<18}  command"[:width], style=colours.dim)
+
+
+def _process_line(process: GpuProcess, width: int, colours: Palette) -> Text:
+    held = shown(process.memory_bytes, lambda b: f"{b / (1 << 20):,.0f}")
+    command = fit(process.command, max(6, width - 8 - 10 - 8 - 18 - 8))
+    return Text.assemble(
+        (f"{process.pid:>8}  {fit(process.user, 10):<10}  {held:>8}  ", colours.text),
+        (f"{fit(process.server or 'not ours', 18):<18}  ", colours.accent if process.server else colours.warn),
+        (command, colours.text),
+    )
+
+
+def gpu_history(series: Series, gpu: Gpu, width: int, height: int, colours: Palette) -> Text:
+    """Draw utilization and memory, and with enough room power and temperature, newest on the right."""
+    limits = (gpu.memory_total_bytes, gpu.power_limit_w)
+    memory_top, power_top = (1.0 if isinstance(one, Missing) else float(one) for one in limits)
+    charts: list[tuple[str, str, float, Callable[[float], str], str]] = [
+        ("utilization", "utilization", 1.0, percent, colours.primary),
+        ("memory_used_bytes", "memory", memory_top, memory, colours.secondary),
+        ("power_w", "power", power_top, "{:.0f} W".format, colours.accent),
+        ("temperature_c", "temperature", 100.0, "{:.0f} °C".format, colours.warn),
+    ]
+    if height < TWO_ROWS:
+        charts = charts[:2]
+    rows = min(14, height // (len(charts) // 2) - 2)
+    half = (width - 3) // 2
+    minutes = round((series.at[-1] - series.at[0]) / 60)
+    lines: list[Text] = []
+    for pair in (charts[:2], charts[2:]) if len(charts) > 2 else (charts,):
+        drawn = []
+        for name, title, top, how, colour in pair:
+            values = series.points.get(name, ())
+            known = [v for v in values if v is not None]
+            peak = f"peak {how(max(known))}" if known else NOTHING
+            heading = Text.assemble((title, f"bold {colour}"), (f"  {peak}, last {minutes} min", colours.dim))
+            chart = history(values, half, rows, top)
+            shades = [faded(colour, colours.background, row, rows) for row in range(rows)]
+            drawn.append([heading, *(Text(line, style=shade) for line, shade in zip(chart, shades, strict=True))])
+        lines.append(Text())
+        for left, right in zip(*drawn, strict=True):
+            left.pad_right(half + 3 - left.cell_len)
+            lines.append(Text.assemble(left, right))
+    return Text("\n", no_wrap=True).join(lines)

@@ -1,0 +1,96 @@
+"""All about one server, or about one profile: what the tables have no room for."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from backends.snapshots import Exit, Metrics, Missing, Server, ServerState
+from tui.format import count, duration, fit_path, indices, moment, percent, plural, shown
+from tui.themes import Palette
+from tui.widgets.profile_table import ProfileRow
+
+LABEL = 10
+
+
+def server_details(server: Server, now: float, width: int, colours: Palette) -> Text:
+    """Build the lines about a server in `width` cells; the cause of a failure comes first, whole."""
+    lines: list[Text] = []
+    if server.cause is not None:
+        lines.append(Text(server.cause, style=colours.bad if not server.is_live else colours.warn))
+    if server.exit is not None:
+        lines.append(_line("exit", _ended(server.exit), width, colours))
+    engine = f"{server.engine} {server.engine_version or ''}".strip()
+    model = server.model if server.model.endswith(server.served_name) else f"{server.model} as {server.served_name}"
+    lines.append(_line("model", model, width, colours))
+    facts = [engine, server.kind.value]
+    if server.max_model_len is not None:
+        facts.append(f"context {server.max_model_len:,}")
+    lines.append(_line("engine", " · ".join(facts), width, colours))
+    if server.is_live:
+        key = " · wants an API key" if server.has_api_key else ""
+        lines.append(_line("endpoint", f"{server.address}/v1{key}", width, colours))
+    held = plural(len(server.gpus), "GPU") + f": {indices(server.gpu_indices)}" if server.gpus else "the CPU"
+    lines.append(
+        _line(
+            "runs on" if server.is_live else "ran on",
+            f"{held}{f' · pid {server.pid}' if server.pid else ''}",
+            width,
+            colours,
+        )
+    )
+    if server.launched_at is not None:
+        took = ""
+        if server.ready_at is not None:
+            took = f" · ready in {server.ready_at - server.launched_at:.0f} s"
+        elif server.state is ServerState.STARTING:
+            took = f" · {duration(now - server.launched_at)} ago"
+        lines.append(_line("launched", moment(server.launched_at) + took, width, colours))
+    if server.stage is not None and server.stage.detail:
+        lines.append(_line("doing", server.stage.detail, width, colours))
+    if isinstance(server.metrics, Metrics):
+        lines += _serving(server.metrics, width, colours)
+    if server.log_path is not None:
+        lines.append(_line("log", fit_path(server.log_path, width - LABEL), width, colours))
+    return Text("\n").join(lines)
+
+
+def _serving(metrics: Metrics, width: int, colours: Palette) -> list[Text]:
+    busy = f"{shown(metrics.running, str)} running, {shown(metrics.waiting, str)} waiting"
+    speed = f"{shown(metrics.generation_tokens_per_s, count)} tok/s out, {shown(metrics.prompt_tokens_per_s, count)} in"
+    size = "" if isinstance(metrics.kv_cache_tokens, Missing) else f" of {metrics.kv_cache_tokens:,} tokens"
+    hits = shown(metrics.prefix_cache_hit_rate, percent)
+    cache = f"{shown(metrics.kv_cache_usage, percent)}{size} · prefix hits {hits}"
+    return [
+        _line("serving", f"{busy} · {speed}", width, colours),
+        _line("KV cache", cache, width, colours),
+    ]
+
+
+def _line(label: str, value: str, width: int, colours: Palette) -> Text:
+    text = Text.assemble((f"{label:<{LABEL}}", colours.dim), (value, colours.text))
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
+def _ended(end: Exit) -> str:
+    how = f"signal {end.signal}" if end.signal is not None else f"code {end.code}"
+    return f"{how}, {'as asked' if end.asked else 'nobody asked for it'}"
+
+
+def profile_details(profile: ProfileRow, width: int, colours: Palette) -> Text:
+    """Build the lines about a profile: what it is for, where it is, and what is wrong with it."""
+    lines = []
+    if profile.problem is not None:
+        lines.append(Text(profile.problem, style=colours.bad))
+    if profile.description:
+        lines.append(Text(profile.description, style=colours.text))
+    if profile.problem is None:
+        lines.append(_line("model", profile.model, width, colours))
+        lines.append(_line("engine", f"{profile.engine} on {_needs(profile.gpus)}", width, colours))
+    where = "shipped with gpubox" if profile.origin == "library" else fit_path(profile.path, width - LABEL)
+    lines.append(_line("file", where, width, colours))
+    return Text("\n").join(lines)
+
+
+def _needs(gpus: str) -> str:
+    return "the CPU" if gpus == "CPU" else plural(int(gpus), "GPU") if gpus.isdecimal() else gpus
