@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from profiles.store import Place, Store
+
+PROFILES = {
+    "demo": 'description = "A small model on the CPU."\nmodel = "/opt/demo"\nsource = "local"\ngpus = "cpu"\n',
+    "pair": 'model = "Qwen/Qwen2.5-14B-Instruct"\n[args]\ntensor_parallel_size = 2\n',
+    "single": 'description = "One GPU."\nmodel = "Qwen/Qwen2.5-7B"\nport = 8123\n[args]\nmax_model_len = 2048\n',
+    "wrong": 'enigne = "vllm"\nmodel = "a/b"\n',
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Four profiles: on the CPU, on two GPUs, on one, and a broken one."""
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    for name, text in PROFILES.items():
+        (folder / f"{name}.toml").write_text(text)
+    return Store([Place("folder", folder)])
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
