@@ -80,6 +80,11 @@ def data_dir() -> Path:
     return _root(platformdirs.user_data_path("gpubox"), "data")
 
 
+def records_path() -> Path:
+    """The history in SQLite."""
+    return data_dir() / "records.sqlite"
+
+
 def cache_dir() -> Path:
     """What can be made again: the demo model."""
     return _root(platformdirs.user_cache_path("gpubox"), "cache")

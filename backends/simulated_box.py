@@ -10,7 +10,7 @@ from zlib import crc32
 
 from backends.errors import UsageError
 from backends.simulated_servers import GIB, Life, wave
-from backends.snapshots import Box, Gpu, GpuProcess, Host
+from backends.snapshots import Box, Gpu, GpuProcess, Grant, Host, Owner
 
 KINDS = {
     # name, memory in GiB as NVML tells it, power limit in W
@@ -81,7 +81,11 @@ class SimulatedGpus:
             load = tenant.load
             life = tenant.life
             command = f"VLLM::Worker_TP{life.gpu_indices.index(index)}" if len(life.gpus) > 1 else "VLLM::EngineCore"
-            processes.append(GpuProcess(life.pid + 167, command, "you", int(tenant.memory * total), server=life.name))
+            processes.append(
+                GpuProcess(
+                    life.pid + 167, command, "you", int(tenant.memory * total), server=life.name, owner=Owner.SERVER
+                )
+            )
         if index == STRANGER_AT:
             load = max(load, 0.55 + 0.4 * wave("alice", at))
             processes.append(STRANGER)
@@ -99,5 +103,5 @@ class SimulatedGpus:
             power_w=limit_w * (0.11 + 0.82 * utilization),
             power_limit_w=limit_w,
             processes=tuple(processes),
-            holder=tenant.life.name if tenant else None,
+            grants=(Grant(tenant.life.name, "you"),) if tenant else (),
         )

@@ -23,9 +23,23 @@ class Missing:
     reason: str
 
 
+class Owner(StrEnum):
+    """Whose memory on a GPU is."""
+
+    SERVER = "server"
+    RUN = "run"
+    FOREIGN = "foreign"
+    ORPHAN = "orphan"
+    UNATTRIBUTED = "unattributed"
+
+
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A process that holds memory on a GPU; `server` names the server of ours that it belongs to."""
+    """A process that holds memory on a GPU; `server` names the server of ours that it belongs to, or was left by.
+
+    `start_ticks` tells it from any other process of that pid; None where it cannot be seen from here. `note` says what
+    is odd about it.
+    """
 
     pid: int
     command: str
@@ -33,11 +47,40 @@ class GpuProcess:
     memory_bytes: int | Missing
     kind: Literal["compute", "graphics"] = "compute"
     server: str | None = None
+    owner: Owner = Owner.FOREIGN
+    start_ticks: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a GPU's memory in use, and whose it is: `who` names the server, or the user and the program."""
+
+    owner: Owner
+    who: str
+    memory_bytes: int | Missing
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the machine's ledger grants of a GPU to a server; `memory_bytes` None is all of it.
+
+    `ours` tells the servers of this keeper from those of other users or homes.
+    """
+
+    server: str
+    user: str
+    memory_bytes: int | None = None
+    ours: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU at one moment; `refusal` says why it may not be assigned, `holder` which server it is assigned to."""
+    """One GPU at one moment; `refusal` says why it may not be assigned, `grants` to which servers it is assigned.
+
+    `shares` are the parts of the memory in use, the largest first; they sum up to `memory_used_bytes`.
+    """
 
     index: int
     uuid: str
@@ -52,7 +95,14 @@ class Gpu:
     processes: tuple[GpuProcess, ...] | Missing
     mig: bool = False
     refusal: str | None = None
-    holder: str | None = None
+    grants: tuple[Grant, ...] = ()
+    shares: tuple[Share, ...] = ()
+
+    @property
+    def holder(self) -> str | None:
+        """Which servers it is assigned to, those of other users with the user's name; None where it is free."""
+        names = [grant.server if grant.ours else f"{grant.server} of {grant.user}" for grant in self.grants]
+        return ", ".join(names) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +168,93 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class StageTime:
+    """A stage of a start that is over, and how long it took."""
+
+    name: str
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StartProgress:
+    """How far a start was at the moment `at`; `ratio` and `eta_s` come from `based_on` earlier starts like it.
+
+    `compile_cached` says whether the engine takes compiled code from its cache. `quiet_since` is set once nothing has
+    moved for long: it looks wedged; `waits_for` says on what, as far as that can be told.
+    """
+
+    at: float
+    done: tuple[StageTime, ...] = ()
+    ratio: float | None = None
+    eta_s: float | None = None
+    based_on: int = 0
+    compile_cached: bool | None = None
+    quiet_since: float | None = None
+    waits_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StartFigures:
+    """What an engine's log told of its memory at start, in bytes per GPU (on the CPU: of the host); None: not told.
+
+    `kv_tokens` and `max_concurrency` (at `max_model_len`) are the whole server's.
+    """
+
+    weights_bytes: int | None = None
+    activation_bytes: int | None = None
+    non_torch_bytes: int | None = None
+    graphs_bytes: int | None = None
+    kv_available_bytes: int | None = None
+    kv_tokens: int | None = None
+    max_concurrency: float | None = None
+    max_model_len: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The line of a log that tells a cause: its number from 1, and its text without stamp."""
+
+    line: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What to do about a failure; `set` is a change of the profile: dotted keys (`args.max_model_len`) and new values.
+
+    None as a value removes the key; an empty `set` is something that no change of the profile does.
+    """
+
+    text: str
+    set: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Why a start or a server failed: the code of its first root cause, in one line, with its evidence and frames.
+
+    `frames` are the traceback lines of the exception that began it, as `file:line in function`, outermost first;
+    `remedies` are the best first.
+    """
+
+    cause: str
+    summary: str
+    evidence: Evidence | None
+    remedies: tuple[Remedy, ...] = ()
+    frames: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """The process of a server that gpubox did not start: it can be watched and talked to, and is never signalled."""
+
+    pid: int
+    start_ticks: int
+    user: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
 class Latency:
     """A latency over the last window, from histogram deltas; `None` where nothing was sampled.
 
@@ -169,7 +306,8 @@ class Exit:
 class Server:
     """One instance of a profile, as the keeper knows it; `gpus` holds UUIDs, empty on the CPU.
 
-    `why` says why it got these GPUs, `warnings` what to be careful about on them.
+    `progress` is that of a start, `figures` what its log told, `card` why it failed. Where `foreign` is set, gpubox
+    only found it running. `why` says why it got these GPUs, `warnings` what to be careful about on them.
     """
 
     name: str
@@ -198,6 +336,10 @@ class Server:
     has_api_key: bool = False
     why: str = ""
     warnings: tuple[str, ...] = ()
+    progress: StartProgress | None = None
+    figures: StartFigures | None = None
+    card: Card | None = None
+    foreign: Foreign | None = None
     metrics: Metrics | Missing = Missing("not scraped yet")
 
     @property

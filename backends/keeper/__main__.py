@@ -117,7 +117,7 @@ class _Server(uvicorn.Server):
 async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     hub, series = Hub(), SeriesStore()
     sampler = BoxSampler(Nvml(), HostReader())
-    box = BoxWatch(sampler.sample, hub, series, lambda: servers.holders(), lambda: servers.roots())
+    box = BoxWatch(sampler.sample, hub, series, lambda: servers.grants(), lambda: servers.roots())
     servers = Servers(Surroundings(hub, series, box, lambda: servers.taken_ports()))
     last_use = time.monotonic()
 

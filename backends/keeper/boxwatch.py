@@ -13,9 +13,12 @@ import psutil
 
 from backends.keeper.events import Hub
 from backends.metrics.series import SeriesStore, gpu_figures
-from backends.snapshots import Box, BoxUpdate, Gpu, GpuProcess, Missing
+from backends.snapshots import Box, BoxUpdate, Gpu, GpuProcess, Grant, Missing
 
 log = logging.getLogger(__name__)
+
+Grants = Mapping[str, tuple[Grant, ...]]
+"""What is granted of each GPU, by UUID."""
 
 EVERY_S = 1.0
 FRESH_S = 0.5
@@ -26,20 +29,20 @@ SLACK_BYTES = 512 << 20
 
 
 class BoxWatch:
-    """Samples in a thread, since NVML blocks; `holders` and `roots` tell who holds a GPU, and the servers' shims."""
+    """Samples in a thread, since NVML blocks; `grants` and `roots` tell who holds a GPU, and the servers' shims."""
 
     def __init__(
         self,
         sample: Callable[[], Box],
         hub: Hub,
         series: SeriesStore,
-        holders: Callable[[], Mapping[str, str]],
+        grants: Callable[[], Grants],
         roots: Callable[[], Mapping[int, str]],
     ) -> None:
         self._sample = sample
         self._hub = hub
         self._series = series
-        self._holders = holders
+        self._grants = grants
         self._roots = roots
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -57,8 +60,8 @@ class BoxWatch:
         """Take a reading now."""
         async with self._lock:
             read = await asyncio.to_thread(self._sample)
-            holders, roots = self._holders(), self._roots()
-            self._newest = await asyncio.to_thread(_with_all_servers, read, holders, roots)
+            grants, roots = self._grants(), self._roots()
+            self._newest = await asyncio.to_thread(_with_all_servers, read, grants, roots)
             self._read_at = asyncio.get_running_loop().time()
             return self._newest
 
@@ -107,15 +110,15 @@ def _used_bytes(gpu: Gpu) -> int:
     return 0 if isinstance(gpu.memory_used_bytes, Missing) else gpu.memory_used_bytes
 
 
-def _with_all_servers(box: Box, holders: Mapping[str, str], roots: Mapping[int, str]) -> Box:
-    return replace(box, gpus=tuple(_with_servers(gpu, holders, roots) for gpu in box.gpus))
+def _with_all_servers(box: Box, grants: Grants, roots: Mapping[int, str]) -> Box:
+    return replace(box, gpus=tuple(_with_servers(gpu, grants, roots) for gpu in box.gpus))
 
 
-def _with_servers(gpu: Gpu, holders: Mapping[str, str], roots: Mapping[int, str]) -> Gpu:
+def _with_servers(gpu: Gpu, grants: Grants, roots: Mapping[int, str]) -> Gpu:
     processes = gpu.processes
     if not isinstance(processes, Missing):
         processes = tuple(replace(process, server=_server_of(process, roots)) for process in processes)
-    return replace(gpu, holder=holders.get(gpu.uuid), processes=processes)
+    return replace(gpu, grants=grants.get(gpu.uuid, ()), processes=processes)
 
 
 def _server_of(process: GpuProcess, roots: Mapping[int, str]) -> str | None:

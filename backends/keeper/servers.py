@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import logging
 import re
 import time
@@ -22,6 +23,7 @@ from backends.snapshots import (
     Box,
     Connection,
     Gpu,
+    Grant,
     Missing,
     Server,
     ServerRemoved,
@@ -56,9 +58,10 @@ class Servers:
         """Whether a server has, or is about to have, a process."""
         return any(supervisor.server.is_live for supervisor in self._supervisors.values())
 
-    def holders(self) -> dict[str, str]:
-        """Return which server holds each assigned GPU, by UUID."""
-        return {uuid: s.name for s in self.snapshots() if s.is_live for uuid in s.gpus}
+    def grants(self) -> dict[str, tuple[Grant, ...]]:
+        """Return what is granted of each GPU, by UUID."""
+        user = getpass.getuser()
+        return {uuid: (Grant(s.name, user),) for s in self.snapshots() if s.is_live for uuid in s.gpus}
 
     def taken_ports(self) -> set[int]:
         """Return the ports that servers have, or are about to have."""

@@ -71,7 +71,7 @@ async def test_the_cursor_chooses_whose_processes_are_shown() -> None:
 async def test_details_that_do_not_fit_are_counted_and_scrolled_to() -> None:
     snapshot = simulated(MIXED)
     processes = tuple(GpuProcess(40_000 + n, f"job {n}", "bob", GIB) for n in range(9))
-    crowded = replace(snapshot.box.gpus[0], processes=processes, holder=None)
+    crowded = replace(snapshot.box.gpus[0], processes=processes, grants=())
     app = GpuboxApp(FakeLink(with_gpu(snapshot, 0, crowded)), clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "more: ^↓" in shown(pilot), "the hint")
@@ -95,7 +95,7 @@ async def test_a_missing_reading_is_a_dash_and_its_reason_stands_in_the_details(
         power_limit_w=Missing("not supported"),
         processes=Missing("no permission"),
         refusal="it fell off the bus",
-        holder=None,
+        grants=(),
     )
     app = GpuboxApp(FakeLink(with_gpu(snapshot, 0, broken)), clock=lambda: NOW)
     async with app.run_test(size=(80, 40)) as pilot:

@@ -8,7 +8,7 @@ import pytest
 
 from backends.errors import GpuboxError, GpuBusyError, NoSuchGpuError, UsageError
 from backends.gpus.selection import find, select
-from backends.snapshots import Gpu, GpuProcess, Missing
+from backends.snapshots import Gpu, GpuProcess, Grant, Missing
 
 GIB = 2**30
 TOTAL = int(139.8 * GIB)
@@ -111,7 +111,7 @@ def test_a_vanished_gpu_does_not_hide_the_one_that_has_its_index_now() -> None:
             NoSuchGpuError,
             "GPU 0 cannot be assigned: MIG is enabled: no",
         ),
-        ([gpu(0, holder="qwen")], "0", 1, GpuBusyError, "GPU 0 is held by server qwen"),
+        ([gpu(0, grants=(Grant("qwen", "me"),))], "0", 1, GpuBusyError, "GPU 0 is held by server qwen"),
     ],
 )
 def test_a_name_that_cannot_be_had_is_refused_in_one_line(
@@ -199,7 +199,7 @@ def test_auto_keeps_to_gpus_of_one_kind_if_it_can() -> None:
 @pytest.mark.parametrize(
     ("taken", "why"),
     [
-        (gpu(0, holder="qwen"), "is held by server qwen"),
+        (gpu(0, grants=(Grant("qwen", "me"),)), "is held by server qwen"),
         (shared(0, 1.0), "is in use by pid 123 python (alice)"),
         (gpu(0, 40), "has 40.0 GiB in use by a process that cannot be seen from here"),
         (
