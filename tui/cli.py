@@ -197,6 +197,18 @@ def doctor(
     return examine(json=json, python=python)
 
 
+@app.command()
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    older_than: Annotated[str | None, typer.Option("--older-than", help="Spare what is younger: 30d, 12h.")] = None,
+    json: Json = False,
+) -> int:
+    """Remove old logs, states of servers that were forgotten, and what killed processes left; never a live server's."""
+    from tui.headless.clean import clean as do_clean
+
+    return do_clean(dry_run=dry_run, older_than=older_than, json=json)
+
+
 @app.command(hidden=True)
 def demo_run() -> int:
     """Start the demo server, ask it one question, and stop it (`make demo HEADLESS=1`)."""
