@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from collections.abc import Sequence
-from functools import lru_cache
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
 
 import psutil
 
@@ -15,26 +18,125 @@ ANOTHER_CONTAINER = "hidden (another container)"
 ANOTHER_USER = "hidden (another user)"
 UNKNOWN_USER = "?"
 
+DESCRIBED_FOR_S = 10.0
+"""How long a description is kept: a process may give itself another command line without becoming another one."""
+DESCRIBED_LIMIT = 4096
+
 _SECRET_OPTION = re.compile(r"(--?(?:[\w-]*[-_])?(?:key|token|password|secret))(=.*)?", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A process as /proc shows it: `comm` is its short name, `tty` 0 where it has no terminal."""
+
+    pid: int
+    comm: str
+    state: str
+    parent: int
+    session: int
+    tty: int
+    start_ticks: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended: a zombie has."""
+        return self.state not in "ZX"
+
+
+def see(pid: int) -> Seen | None:
+    """Return what /proc shows of a process; None where there is none of that pid to be seen from here."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command's name stands in parentheses and may itself hold spaces and parentheses.
+    begin, end = line.find(b"(") + 1, line.rfind(b")")
+    fields = line[end + 2 :].split()
+    comm = line[begin:end].decode(errors="replace")
+    return Seen(pid, comm, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[4]), int(fields[19]))
+
+
+def line_of(pid: int) -> Iterator[Seen]:
+    """Yield a process, its parent, and so on up to where /proc ends."""
+    known: set[int] = set()
+    while pid > 0 and pid not in known and (seen := see(pid)) is not None:
+        known.add(pid)
+        yield seen
+        pid = seen.parent
+
+
+def cwd_of(pid: int) -> str | None:
+    """Return a process's working folder; one that was removed ends in ` (deleted)`. None where it is not told."""
+    try:
+        return str(Path(f"/proc/{pid}/cwd").readlink())
+    except OSError:
+        return None
+
+
+def argv_of(pid: int) -> list[str]:
+    """Return a process's command line; empty where it has none, or none that may be read."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in words] if words != [b""] else []
+
+
+def uid_of(pid: int) -> int | None:
+    """Return whose a process is; None where it is gone."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None
+
+
+def resident_bytes(pid: int) -> int:
+    """Return how much of the host's memory a process holds; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        return 0
+
+
+def started_at(start_ticks: int) -> float:
+    """Return the Unix time at which a process started, from its clock ticks since boot."""
+    return _booted_at() + start_ticks / os.sysconf("SC_CLK_TCK")
+
+
+@cache
+def _booted_at() -> float:
+    return psutil.boot_time()
+
+
+_described: dict[tuple[int, int, str], tuple[float, tuple[str, str]]] = {}
 
 
 def describe(pid: int) -> tuple[str, str]:
     """Return the command line (secrets masked, at most COMMAND_LIMIT characters) and the user of a process.
 
-    NVML may tell pids of the host or of other containers, which do not exist here: those are called hidden.
+    NVML may tell pids of the host or of other containers, which do not exist here: those are called hidden. Answers
+    are kept for some seconds, since all of them are asked for each second.
     """
-    try:
-        process = psutil.Process(pid)
-        with process.oneshot():
-            user = _user_name(process.uids().real)
-            try:
-                words = process.cmdline()
-            except (psutil.AccessDenied, psutil.ZombieProcess):
-                words = []
-            command = command_line(words) or process.name()
-    except psutil.Error:
+    seen = see(pid)
+    if seen is None:
         return (ANOTHER_USER if _exists(pid) else ANOTHER_CONTAINER), UNKNOWN_USER
-    return command[:COMMAND_LIMIT], user
+    key, now = (pid, seen.start_ticks, seen.comm), time.monotonic()
+    kept = _described.get(key)
+    if kept is not None and now - kept[0] < DESCRIBED_FOR_S:
+        return kept[1]
+    if len(_described) >= DESCRIBED_LIMIT:
+        _described.clear()
+    told = (command_line(argv_of(pid)) or seen.comm)[:COMMAND_LIMIT], user_of(pid)
+    _described[key] = (now, told)
+    return told
+
+
+def user_of(pid: int) -> str:
+    """Return the name of the user whose process it is, or `?`."""
+    try:
+        return _user_name(psutil.Process(pid).uids().real)
+    except psutil.Error:
+        return UNKNOWN_USER
 
 
 def command_line(words: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The keeper's eye on the box: one reading a second for all screens, with what our servers hold written into it."""
+"""The keeper's eye on the box: one reading a second for all screens, and whose each GPU's memory is."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-import psutil
-
+from backends import paths
+from backends.gpus.ownership import Origins, Orphan, attributed
 from backends.keeper.events import Hub
 from backends.metrics.series import SeriesStore, gpu_figures
-from backends.snapshots import Box, BoxUpdate, Gpu, GpuProcess, Grant, Missing
+from backends.snapshots import Box, BoxUpdate, Event, EventUpdate, Gpu, Grant, Missing
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ Grants = Mapping[str, tuple[Grant, ...]]
 
 EVERY_S = 1.0
 FRESH_S = 0.5
+ORPHANS_EVERY_S = 5.0
+"""A look for orphans goes through all of this user's processes."""
+
 MEMORY_BACK_S = 15.0
 MEMORY_LOOK_S = 0.25
 SLACK_BYTES = 512 << 20
@@ -48,6 +52,7 @@ class BoxWatch:
         self._wake = asyncio.Event()
         self._newest: Box | None = None
         self._read_at = 0.0
+        self._told: frozenset[tuple[int, int]] = frozenset()
 
     async def box(self) -> Box:
         """Return the newest reading, taking one where there is none from the last moment."""
@@ -61,9 +66,19 @@ class BoxWatch:
         async with self._lock:
             read = await asyncio.to_thread(self._sample)
             grants, roots = self._grants(), self._roots()
-            self._newest = await asyncio.to_thread(_with_all_servers, read, grants, roots)
+            self._newest = await asyncio.to_thread(_with_owners, read, _servers_dir(), grants, roots)
             self._read_at = asyncio.get_running_loop().time()
             return self._newest
+
+    async def orphans(self) -> tuple[Orphan, ...]:
+        """Return what servers of ours have left behind, and tell of those that were not there before."""
+        found = await asyncio.to_thread(_read_orphans, _servers_dir(), self._roots(), await self.box())
+        new = [orphan for orphan in found if (orphan.pid, orphan.start_ticks) not in self._told]
+        self._told = frozenset((orphan.pid, orphan.start_ticks) for orphan in found)
+        for server in dict.fromkeys(orphan.server for orphan in new):
+            left = [orphan for orphan in new if orphan.server == server]
+            self._hub.publish(EventUpdate(_told_orphans(server, left, time.time())))
+        return found
 
     def look_now(self) -> None:
         """Have the next reading taken at once: something changed."""
@@ -71,10 +86,14 @@ class BoxWatch:
 
     async def run(self, needed: Callable[[], bool]) -> None:
         """Take and publish a reading each second, while somebody looks or a server runs."""
+        next_look = 0.0
         while True:
             if needed():
                 try:
                     box = await self.fresh()
+                    if time.monotonic() >= next_look:
+                        await self.orphans()
+                        next_look = time.monotonic() + ORPHANS_EVERY_S
                 except Exception:
                     log.exception("the box cannot be read")
                 else:
@@ -106,30 +125,24 @@ class BoxWatch:
             return f"whether its memory is back is not known: {', '.join(lost)}" if lost else ""
 
 
+def _servers_dir() -> Path:
+    return paths.state_dir() / "servers"
+
+
 def _used_bytes(gpu: Gpu) -> int:
     return 0 if isinstance(gpu.memory_used_bytes, Missing) else gpu.memory_used_bytes
 
 
-def _with_all_servers(box: Box, grants: Grants, roots: Mapping[int, str]) -> Box:
-    return replace(box, gpus=tuple(_with_servers(gpu, grants, roots) for gpu in box.gpus))
+def _read_orphans(servers: Path, roots: Mapping[int, str], box: Box) -> tuple[Orphan, ...]:
+    return Origins(servers, roots).orphans(box)
 
 
-def _with_servers(gpu: Gpu, grants: Grants, roots: Mapping[int, str]) -> Gpu:
-    processes = gpu.processes
-    if not isinstance(processes, Missing):
-        processes = tuple(replace(process, server=_server_of(process, roots)) for process in processes)
-    return replace(gpu, grants=grants.get(gpu.uuid, ()), processes=processes)
+def _told_orphans(server: str, orphans: Sequence[Orphan], now: float) -> Event:
+    pids = ", ".join(str(orphan.pid) for orphan in orphans)
+    text = f"shim and guard were killed and left pid {pids} behind; `gpubox reap` ends what was left"
+    return Event(now, server, "orphan", text)
 
 
-def _server_of(process: GpuProcess, roots: Mapping[int, str]) -> str | None:
-    """Name the server whose shim a process descends from: shims are subreapers, so descent never breaks."""
-    if not roots:
-        return None
-    try:
-        return next((roots[pid] for pid in _ancestry(process.pid) if pid in roots), None)
-    except psutil.Error:
-        return None
-
-
-def _ancestry(pid: int) -> list[int]:
-    return [pid, *(parent.pid for parent in psutil.Process(pid).parents())]
+def _with_owners(box: Box, servers: Path, grants: Grants, roots: Mapping[int, str]) -> Box:
+    box = attributed(box, Origins(servers, roots))
+    return replace(box, gpus=tuple(replace(gpu, grants=grants.get(gpu.uuid, ())) for gpu in box.gpus))
