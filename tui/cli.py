@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from backends.errors import UsageError
+from tui.headless.autostart import app as autostart_app
 from tui.headless.profiles import app as profiles_app
 from tui.launching import LaunchIntent, open_store, read_launchable
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(profiles_app, name="profiles", help="List, show, check, make, import and export profiles.")
+app.add_typer(autostart_app, name="autostart", help="Have a set of profiles start after a reboot.")
 
 EXIT_CODES = """
 Exit codes: 0 ready or done, 1 other error, 2 bad usage, 3 bad profile, 4 no such GPU, 5 GPU busy, 6 start failed,
@@ -110,6 +112,17 @@ def status(
     from tui.headless.status import status as show
 
     return show(as_json=json, watch=watch)
+
+
+@app.command()
+def up(
+    sets: Annotated[list[str] | None, typer.Argument(help="Sets of config.toml; without one, default.")] = None,
+    wait: WaitS = None,
+) -> int:
+    """Start what does not run yet of a set of profiles, and wait until it is ready."""
+    from tui.headless.autostart import up as do_up
+
+    return do_up(sets or [], wait)
 
 
 @app.command()
