@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from backends.snapshots import ModelKind
+from backends.snapshots import ModelKind, StageTime
 
 if TYPE_CHECKING:
     from profiles.schema import Profile
 
 SCRAPE_MARK = "by=gpubox"
 """Query string of every request gpubox itself makes, so that the shim can keep them out of the log."""
+
+ENGINE_LABEL = "boot"
+"""The label of a launch's last step, which is the engine itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,18 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class StageMark:
-    """A line of the log that tells where a start is: the stage's name, and progress within it where it is told."""
+    """A line of the log that tells where a start is: the stage's name, and progress within it where it is told.
+
+    `compile_cached` and `version` (the engine's) are told by some lines; `before` is a stage that such a line tells of
+    only once it is over.
+    """
 
     name: str
     progress: float | None = None
     detail: str = ""
+    compile_cached: bool | None = None
+    version: str | None = None
+    before: StageTime | None = None
 
 
 class HttpGet(Protocol):

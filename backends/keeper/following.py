@@ -31,7 +31,7 @@ UNRESPONSIVE_AFTER = 5
 
 async def follow_start(subject: Subject, http: EngineHttp) -> None:
     """Show the stages that the log tells, until the engine itself says that it is ready."""
-    follower, tracker = LogFollower(Path(subject.record.log_path)), StageTracker(subject.engine.stages)
+    follower, tracker = LogFollower(Path(subject.record.log_path)), StageTracker(subject.engine.stages, subject.record.launched_at)
     next_probe = 0.0
     while subject.state is ServerState.STARTING:
         for line in await asyncio.to_thread(follower.poll):

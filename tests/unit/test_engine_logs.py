@@ -53,7 +53,7 @@ def test_the_cause_in_a_real_log(name: str, cause: str | None) -> None:
 )
 def test_the_stages_of_a_real_start(name: str, stages: list[str]) -> None:
     engine = engine_named("vllm")
-    tracker, seen = StageTracker(engine.stages), []
+    tracker, seen = StageTracker(engine.stages, 0.0), []
     for second, line in enumerate(read(name)):
         if (
             tracker.see(engine.mark(line), float(second))
@@ -78,7 +78,7 @@ def test_of_several_progress_states_on_a_line_the_last_counts() -> None:
 
 
 def test_a_stage_does_not_go_back_and_keeps_its_begin() -> None:
-    tracker = StageTracker(("config", "weights", "compile"))
+    tracker = StageTracker(("config", "weights", "compile"), 10.0)
     assert tracker.see(StageMark("weights", 0.5), 10.0)
     assert not tracker.see(StageMark("config"), 11.0)
     assert tracker.see(StageMark("weights", 0.75), 12.0)
