@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 from zlib import crc32
 
 from backends.errors import UsageError
+from backends.gpus.ownership import shares_of
+from backends.orphans import Orphan
 from backends.simulated_servers import GIB, Life, wave
 from backends.snapshots import Box, Gpu, GpuProcess, Grant, Host, Owner
 
@@ -21,8 +23,25 @@ KINDS = {
     "RTX4090": ("NVIDIA GeForce RTX 4090", 24.0, 450.0),
 }
 EMPTY_BYTES = 4 * 1024 * 1024
+"""What the driver holds of a GPU that nobody uses."""
+
+CONTEXT_BYTES = 420 * 1024 * 1024
+"""What the driver holds beside the processes of one that is used."""
+
 STRANGER_AT = 6
-STRANGER = GpuProcess(31_337, "python train.py", "alice", int(38.2 * GIB))
+STRANGER = GpuProcess(31_337, "python train.py", "alice", int(38.2 * GIB), start_ticks=2_000)
+ORPHAN_AT = 7
+LEFT_BY = "gemma-2-9b"
+ORPHAN = GpuProcess(
+    30_210,
+    "VLLM::EngineCore",
+    "you",
+    int(21.4 * GIB),
+    server=LEFT_BY,
+    owner=Owner.ORPHAN,
+    start_ticks=1_000,
+)
+ORPHAN_HOST_BYTES = int(3.1 * GIB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +64,7 @@ class SimulatedGpus:
             if found is None or kind is None:
                 raise UsageError(f"cannot simulate {part!r}", f"say COUNTxKIND, of {', '.join(KINDS)}, or 0 for no GPU")
             self._kinds += [kind] * int(found[1] or 1)
+        self._is_reaped = False
         self.uuids = tuple(
             f"GPU-{UUID(int=crc32(f'{seed} {index}'.encode()) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128))}"
             for index in range(len(self._kinds))
@@ -72,6 +92,31 @@ class SimulatedGpus:
             simulated=True,
         )
 
+    def orphans(self, at: float) -> tuple[Orphan, ...]:
+        """Return what a server that is long gone has left behind, until it is reaped."""
+        if self._is_reaped or len(self._kinds) <= ORPHAN_AT:
+            return ()
+        held = ORPHAN
+        return (
+            Orphan(
+                pid=held.pid,
+                start_ticks=held.start_ticks or 0,
+                server=LEFT_BY,
+                command=held.command,
+                user=held.user,
+                gpus=(ORPHAN_AT,),
+                gpu_bytes=held.memory_bytes,
+                host_bytes=ORPHAN_HOST_BYTES,
+                started_at=at - 5_400,
+            ),
+        )
+
+    def reap(self, pid: int, start_ticks: int) -> bool:
+        """End the orphan, if it is the one meant; returns whether it was."""
+        found = any((one.pid, one.start_ticks) == (pid, start_ticks) for one in self.orphans(0.0))
+        self._is_reaped = self._is_reaped or found
+        return found
+
     def _gpu(self, index: int, at: float, tenant: Tenant | None) -> Gpu:
         name, memory_gib, limit_w = self._kinds[index]
         total = int(memory_gib * GIB)
@@ -89,9 +134,12 @@ class SimulatedGpus:
         if index == STRANGER_AT:
             load = max(load, 0.55 + 0.4 * wave("alice", at))
             processes.append(STRANGER)
-        used = EMPTY_BYTES + sum(p.memory_bytes for p in processes if isinstance(p.memory_bytes, int))
+        if index == ORPHAN_AT and not self._is_reaped:
+            processes.append(ORPHAN)
+        own = CONTEXT_BYTES if processes else EMPTY_BYTES
+        used = own + sum(p.memory_bytes for p in processes if isinstance(p.memory_bytes, int))
         utilization = min(1.0, load * 1.05 + 0.03 * wave(f"util {index}", at)) if load else 0.0
-        return Gpu(
+        gpu = Gpu(
             index=index,
             uuid=self.uuids[index],
             name=name,
@@ -105,3 +153,4 @@ class SimulatedGpus:
             processes=tuple(processes),
             grants=(Grant(tenant.life.name, "you"),) if tenant else (),
         )
+        return replace(gpu, shares=shares_of(gpu))

@@ -26,6 +26,7 @@ from backends.gpus.processes import (
     started_at,
     uid_of,
 )
+from backends.orphans import Orphan
 from backends.processes import procfs
 from backends.processes.facts import current_boot_id, is_alive, read_facts
 from backends.snapshots import Box, Gpu, GpuProcess, Missing, Owner, Share
@@ -50,21 +51,6 @@ class Origin:
     owner: Owner
     server: str | None = None
     note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """A process that a server of ours left behind; `gpus` are the indices of those on which it holds `gpu_bytes`."""
-
-    pid: int
-    start_ticks: int
-    server: str
-    command: str
-    user: str
-    gpus: tuple[int, ...]
-    gpu_bytes: int | Missing
-    host_bytes: int
-    started_at: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from backends import paths
-from backends.gpus.ownership import Origins, Orphan, attributed
+from backends.gpus.ownership import Origins, attributed
 from backends.keeper.events import Hub
 from backends.metrics.series import SeriesStore, gpu_figures
+from backends.orphans import Orphan
 from backends.snapshots import Box, BoxUpdate, Event, EventUpdate, Gpu, Grant, Missing
 
 log = logging.getLogger(__name__)
