@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from backends import paths
 from backends.errors import KeeperError, from_code
+from backends.orphans import Orphan, Reaped
 from backends.snapshots import (
     Connection,
     Event,
@@ -75,6 +76,17 @@ class KeeperLink(Protocol):
 
     async def history(self) -> tuple[Event, ...]:
         """Return the newest events, oldest first."""
+        ...
+
+    async def orphans(self) -> tuple[Orphan, ...]:
+        """Return the processes that servers of ours have left behind, on GPUs or not."""
+        ...
+
+    async def reap(self, pid: int, start_ticks: int, *, foreign: bool = False) -> Reaped:
+        """End an orphan; with `foreign` any process that holds GPU memory, which a person must have confirmed.
+
+        Returns once it is gone.
+        """
         ...
 
 
@@ -162,6 +174,17 @@ class KeeperClient:
         answer: tuple[Event, ...] = _read(tuple[Event, ...], self.request("GET", "/v1/history"))
         return answer
 
+    def orphans(self) -> tuple[Orphan, ...]:
+        """See KeeperLink."""
+        answer: tuple[Orphan, ...] = _read(tuple[Orphan, ...], self.request("GET", "/v1/orphans"))
+        return answer
+
+    def reap(self, pid: int, start_ticks: int, *, foreign: bool = False) -> Reaped:
+        """See KeeperLink."""
+        asked = json.dumps({"pid": pid, "start_ticks": start_ticks, "foreign": foreign}).encode()
+        answer: Reaped = _read(Reaped, self.request("POST", "/v1/reap", asked))
+        return answer
+
     def shutdown(self) -> None:
         """Ask the keeper to end; servers go on."""
         self.request("POST", "/v1/shutdown")
@@ -170,14 +193,16 @@ class KeeperClient:
 class AsyncKeeper:
     """The keeper behind its socket, for screens: requests run in threads, updates on the event loop."""
 
-    def __init__(self, client: KeeperClient | None = None) -> None:
+    def __init__(self, client: KeeperClient | None = None, *, starts_keeper: bool = True) -> None:
         self._client = client or KeeperClient()
+        self._starts_keeper = starts_keeper
 
     async def updates(self) -> AsyncIterator[Update]:
-        """See KeeperLink; starts a keeper where there is none."""
+        """See KeeperLink; starts a keeper where there is none, unless it was told not to."""
         import httpx
 
-        await asyncio.to_thread(ensure_keeper, self._client)
+        if self._starts_keeper:
+            await asyncio.to_thread(ensure_keeper, self._client)
         door = httpx.AsyncHTTPTransport(uds=os.fspath(self._client.socket_path))
         try:
             async with (
@@ -223,6 +248,14 @@ class AsyncKeeper:
     async def history(self) -> tuple[Event, ...]:
         """See KeeperLink."""
         return await asyncio.to_thread(self._client.history)
+
+    async def orphans(self) -> tuple[Orphan, ...]:
+        """See KeeperLink."""
+        return await asyncio.to_thread(self._client.orphans)
+
+    async def reap(self, pid: int, start_ticks: int, *, foreign: bool = False) -> Reaped:
+        """See KeeperLink."""
+        return await asyncio.to_thread(self._client.reap, pid, start_ticks, foreign=foreign)
 
 
 def ensure_keeper(client: KeeperClient | None = None) -> KeeperClient:

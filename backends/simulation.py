@@ -19,6 +19,7 @@ from typing import Any
 from backends.errors import ConflictError, GpuBusyError, KeeperError, NoSuchGpuError, NoSuchServerError
 from backends.keeper.events import Hub
 from backends.metrics.series import gpu_figures, server_figures
+from backends.orphans import Orphan, Reaped
 from backends.simulated_box import SimulatedGpus, Tenant
 from backends.simulated_servers import START_S, Life, load_at, log_lines, memory_at, server_at, state_at
 from backends.snapshots import (
@@ -163,6 +164,17 @@ class SimulatedKeeper:
     async def history(self) -> tuple[Event, ...]:
         """See KeeperLink."""
         return self._hub.history
+
+    async def orphans(self) -> tuple[Orphan, ...]:
+        """See KeeperLink."""
+        return self._gpus.orphans(self._now())
+
+    async def reap(self, pid: int, start_ticks: int, *, foreign: bool = False) -> Reaped:
+        """See KeeperLink; a simulated stranger is left alone, since a simulated user owns it."""
+        if not self._gpus.reap(pid, start_ticks):
+            raise ConflictError(f"pid {pid} is not there, or not yours", "only its user or root can end it")
+        self._hub.publish(BoxUpdate(self._box(self._now())))
+        return Reaped(pid, "SIGKILL", 0)
 
     def _first_lives(self, now: float) -> Iterator[Life]:
         """Make the servers that are there from the beginning: two serve, one starts, one has failed."""

@@ -27,6 +27,7 @@ from backends.gpus.sampler import BoxSampler
 from backends.keeper.app import Routes
 from backends.keeper.boxwatch import BoxWatch
 from backends.keeper.events import Hub
+from backends.keeper.foreign import ForeignServers
 from backends.keeper.servers import Servers
 from backends.keeper.surroundings import Surroundings
 from backends.metrics.series import SeriesStore
@@ -119,6 +120,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     sampler = BoxSampler(Nvml(), HostReader())
     box = BoxWatch(sampler.sample, hub, series, lambda: servers.grants(), lambda: servers.roots())
     servers = Servers(Surroundings(hub, series, box, lambda: servers.taken_ports()))
+    foreign = ForeignServers(hub, series, box.box, servers.roots, lambda: [one.name for one in servers.snapshots()])
     last_use = time.monotonic()
 
     def needed() -> bool:
@@ -128,7 +130,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
         server.should_exit = True
 
     info = KeeperInfo(os.getpid(), _version(), time.time())
-    app = Routes(servers, box, hub, series, info, end).app()
+    app = Routes(servers, box, hub, series, info, end, foreign).app()
 
     async def used(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal last_use
@@ -149,7 +151,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
         loop.add_signal_handler(number, end)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     servers.adopt_all()
-    watching = asyncio.create_task(box.run(needed))
+    watching = [asyncio.create_task(box.run(needed)), asyncio.create_task(foreign.run())]
     serving = asyncio.create_task(server.serve(sockets=[door]))
     _say_ready(ready_fd)
     log.info("the keeper listens; pid %d", os.getpid())
@@ -158,7 +160,9 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
         if not needed() and time.monotonic() - last_use > IDLE_S:
             end()
     paths.keeper_socket().unlink(missing_ok=True)
-    watching.cancel()
+    for task in watching:
+        task.cancel()
+    await foreign.detach()
     await servers.detach()
     await serving
     log.info("the keeper ends")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -14,8 +15,11 @@ from starlette.routing import Route
 from backends.errors import GpuboxError, KeeperError, NoSuchServerError, UsageError
 from backends.keeper.boxwatch import BoxWatch
 from backends.keeper.events import Hub
+from backends.keeper.foreign import ForeignServers
+from backends.keeper.reaping import Reaper
 from backends.keeper.servers import Servers
 from backends.metrics.series import SeriesStore
+from backends.orphans import Orphan
 from backends.snapshots import (
     Event,
     KeeperInfo,
@@ -30,13 +34,31 @@ from backends.snapshots import (
 STATUS = {NoSuchServerError.code: 404, UsageError.code: 400, KeeperError.code: 500}
 
 
+@dataclass(frozen=True, slots=True)
+class ReapRequest:
+    """Ask for the end of one very process."""
+
+    pid: int
+    start_ticks: int
+    foreign: bool = False
+
+
 class Routes:
     """What the keeper answers; each method is one route of docs/architecture.md."""
 
     def __init__(
-        self, servers: Servers, box: BoxWatch, hub: Hub, series: SeriesStore, info: KeeperInfo, end: Callable[[], None]
+        self,
+        servers: Servers,
+        box: BoxWatch,
+        hub: Hub,
+        series: SeriesStore,
+        info: KeeperInfo,
+        end: Callable[[], None],
+        foreign: ForeignServers,
     ) -> None:
         self._servers = servers
+        self._foreign = foreign
+        self._reaper = Reaper(servers.roots)
         self._box = box
         self._hub = hub
         self._series = series
@@ -61,21 +83,25 @@ class Routes:
 
     async def stop(self, request: Request) -> Response:
         """Stop a server."""
+        self._foreign.check(request.path_params["name"])
         force = request.query_params.get("force") == "1"
         return _json(dump(self._servers.stop(request.path_params["name"], force=force)))
 
     async def restart(self, request: Request) -> Response:
         """Restart a server."""
+        self._foreign.check(request.path_params["name"])
         return _json(dump(await self._servers.restart(request.path_params["name"])))
 
     async def forget(self, request: Request) -> Response:
         """Forget a server."""
+        self._foreign.check(request.path_params["name"])
         self._servers.forget(request.path_params["name"])
         return Response(status_code=204)
 
     async def connection(self, request: Request) -> Response:
         """Tell how to talk to an engine."""
-        return _json(dump(self._servers.connection(request.path_params["name"])))
+        name = request.path_params["name"]
+        return _json(dump(self._foreign.connection(name) or self._servers.connection(name)))
 
     async def server_series(self, request: Request) -> Response:
         """The last hour of a server."""
@@ -89,13 +115,29 @@ class Routes:
         """The newest events."""
         return _json(dump(self._hub.history, tuple[Event, ...]))
 
+    async def orphans(self, _: Request) -> Response:
+        """What servers have left behind."""
+        return _json(dump(await self._box.orphans(), tuple[Orphan, ...]))
+
+    async def reap(self, request: Request) -> Response:
+        """End an orphan, or a foreign process that a person has confirmed."""
+        try:
+            asked = load(ReapRequest, await request.body())
+        except ValidationError as problem:
+            raise UsageError(f"this is no request to reap: {problem.errors()[0]['msg']}") from problem
+        box, known = await self._box.fresh(), self._foreign.pids()
+        reaped = await self._reaper.reap(box, asked.pid, asked.start_ticks, foreign=asked.foreign, known=known)
+        self._box.look_now()
+        return _json(dump(reaped))
+
     async def shutdown(self, _: Request) -> Response:
         """End the keeper, not the servers."""
         self._end()
         return Response(status_code=204)
 
     async def _now(self) -> Snapshot:
-        return Snapshot(self._info, await self._box.box(), self._servers.snapshots())
+        foreign = await self._foreign.snapshots()
+        return Snapshot(self._info, await self._box.box(), (*self._servers.snapshots(), *foreign))
 
     async def _lines(self) -> AsyncIterator[bytes]:
         with self._hub.subscribe() as subscription:
@@ -111,6 +153,8 @@ class Routes:
                 Route("/v1/snapshot", self.snapshot),
                 Route("/v1/events", self.events),
                 Route("/v1/history", self.history),
+                Route("/v1/orphans", self.orphans),
+                Route("/v1/reap", self.reap, methods=["POST"]),
                 Route("/v1/shutdown", self.shutdown, methods=["POST"]),
                 Route("/v1/servers", self.start, methods=["POST"]),
                 Route(name, self.forget, methods=["DELETE"]),
