@@ -1,0 +1,106 @@
+"""An estimate's arithmetic in lines of text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backends.fit.layout import Layout
+from backends.snapshots import Missing
+
+if TYPE_CHECKING:
+    from backends.fit.estimate import Case, Sums
+
+
+def gib(amount_bytes: float) -> str:
+    """Show bytes as '42.3 GiB', small ones as '512 MiB' or '3 KiB'."""
+    for unit, size, limit in (("KiB", 1 << 10, 1 << 20), ("MiB", 1 << 20, 1000 << 20)):
+        if abs(amount_bytes) < limit:
+            return f"{amount_bytes / size:.4g} {unit}"
+    return f"{amount_bytes / (1 << 30):.1f} GiB"
+
+
+def arithmetic(case: Case, sums: Sums, needed: int | Missing) -> tuple[str, ...]:
+    """Return how the figures come about, a step a line."""
+    settings, room, overhead = case.settings, case.room, sums.overhead
+    source = "as its last start logged" if overhead.learned else "reckoned; its first start will tell"
+    lines = []
+    each = "" if room.count < 2 else " on each GPU"
+    if isinstance(room.usable_bytes, int) and settings.space_bytes is None and settings.engine == "vllm":
+        share = settings.utilization * room.usable_bytes
+        lines.append(
+            f"{gib(share):>10}  its share: {gib(room.usable_bytes)} × gpu_memory_utilization {settings.utilization:g}"
+        )
+    if isinstance(sums.weights, Missing):
+        lines.append(f"         ?  weights: {sums.weights.reason}")
+    else:
+        lines.append(f"{gib(sums.weights):>10}  weights{each}{_weights_note(case)}")
+    if overhead.activation_bytes:
+        lines.append(f"{gib(overhead.activation_bytes):>10}  peak activation ({source})")
+    if overhead.non_torch_bytes:
+        what = "other memory" if room.count else "the process itself"
+        lines.append(f"{gib(overhead.non_torch_bytes):>10}  {what} ({source})")
+    beside = overhead.graphs_bytes + overhead.context_bytes
+    if beside:
+        graphs = f"CUDA graphs {gib(overhead.graphs_bytes)} and " if overhead.graphs_bytes else ""
+        lines.append(f"{gib(beside):>10}  {graphs}CUDA itself, beside its share")
+    lines += _cache_lines(case, sums, each)
+    if isinstance(needed, int) and room.count:
+        free = f", {gib(room.free_bytes)} is free" if isinstance(room.free_bytes, int) else ""
+        lines.append(f"{gib(needed):>10}  in all{each}{free}")
+    return tuple(lines)
+
+
+def _cache_lines(case: Case, sums: Sums, each: str) -> list[str]:
+    lines, settings = [], case.settings
+    layout, kv = sums.layout, sums.kv
+    if isinstance(layout, Layout) and not layout.layers:
+        return ["      none  KV cache: an encoder keeps nothing"]
+    if isinstance(kv, int):
+        why = " (as set)" if settings.space_bytes is not None and not settings.blocks else ""
+        why = f" ({settings.blocks} blocks, as set)" if settings.blocks else why
+        lines.append(f"{gib(kv):>10}  KV cache{each}{why}")
+    if isinstance(layout, Missing):
+        lines.append(f"         ?  a token's KV cache: {layout.reason}")
+    else:
+        lines.append(f"{gib(layout.bytes_per_token):>10}  of KV cache a token{each}: {_kinds(layout)}")
+    if isinstance(sums.tokens, int):
+        lines.append(f"{sums.tokens:>10,}  tokens in the KV cache{_logged(case)}")
+    if isinstance(sums.longest, int):
+        lines.append(f"{sums.longest:>10,}  tokens is the longest context that fits{_limit(sums)}")
+    if isinstance(sums.concurrency, float) and isinstance(sums.length, int):
+        lines.append(f"{sums.concurrency:>10,.1f}  conversations of {sums.length:,} tokens at once")
+    return lines
+
+
+def _logged(case: Case) -> str:
+    return ", as its last start logged" if case.learned and case.learned.kv_tokens else ""
+
+
+def _limit(sums: Sums) -> str:
+    return f" (asked for: {sums.length:,})" if isinstance(sums.length, int) else ""
+
+
+def _weights_note(case: Case) -> str:
+    from backends.fit.checkpoint import Checkpoint
+
+    notes = []
+    if case.learned and case.learned.weights_bytes:
+        return " (as its last start logged)"
+    if isinstance(case.checkpoint, Checkpoint):
+        notes.append(f"{case.checkpoint.files} file{'' if case.checkpoint.files == 1 else 's'}")
+    if case.settings.online_bits:
+        notes.append(f"quantized to {case.settings.online_bits:g} bits at load")
+    elif case.settings.quantization and not case.config.get("quantization_config"):
+        notes.append(f"as stored: what {case.settings.quantization} makes of them is not known")
+    if case.settings.offload_bytes:
+        notes.append(f"{gib(case.settings.offload_bytes)} stay in host memory")
+    return f" ({', '.join(notes)})" if notes else ""
+
+
+def _kinds(layout: Layout) -> str:
+    parts = []
+    for one in layout.layers:
+        what = {"full": "layers", "window": f"layers with a window of {one.window:,}", "state": "layers with a state"}
+        size = gib(one.state_bytes if one.kind == "state" else one.token_bytes)
+        parts.append(f"{one.count} {what[one.kind]} × {size}" + (" in all" if one.kind == "state" else ""))
+    return " + ".join(parts)
