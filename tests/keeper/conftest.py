@@ -147,6 +147,8 @@ class Box:
         """Leave nothing but the keeper: no command, server, log or profile."""
         self.end_commands()
         for server in ensure_keeper(self.client).snapshot().servers:
+            if server.foreign is not None:
+                continue
             if server.is_live:
                 self.client.stop(server.name, force=True)
                 self.until(lambda s: not s.is_live, server.name)
@@ -162,7 +164,7 @@ class Box:
             return
         with contextlib.suppress(GpuboxError):
             for server in ensure_keeper(self.client).snapshot().servers:
-                if server.is_live:
+                if server.is_live and server.foreign is None:
                     self.client.stop(server.name, force=True)
                     self.until(lambda s: not s.is_live, server.name)
             self.client.shutdown()

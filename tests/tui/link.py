@@ -10,6 +10,7 @@ from dataclasses import replace
 from textual.pilot import Pilot
 
 from backends.errors import GpuboxError
+from backends.orphans import Orphan, Reaped
 from backends.simulation import SimulatedKeeper
 from backends.snapshots import (
     Connection,
@@ -39,6 +40,7 @@ class FakeLink:
         self.state = snapshot or simulated()
         self.asked: list[tuple[object, ...]] = []
         self.refusal: GpuboxError | None = None
+        self.left: tuple[Orphan, ...] = ()
         self.streams = 0
         self.refuse_streams: GpuboxError | None = None
         self._news: asyncio.Queue[Update | GpuboxError] = asyncio.Queue()
@@ -98,9 +100,16 @@ class FakeLink:
     async def history(self) -> tuple[Event, ...]:
         return ()
 
+    async def orphans(self) -> tuple[Orphan, ...]:
+        return self.left
+
+    async def reap(self, pid: int, start_ticks: int, *, foreign: bool = False) -> Reaped:
+        self._note("reap", pid, start_ticks, foreign)
+        return Reaped(pid, "SIGKILL", 0)
+
     def requests(self) -> list[tuple[object, ...]]:
         """Return what was asked that changes something."""
-        return [one for one in self.asked if one[0] in ("start", "stop", "restart", "forget")]
+        return [one for one in self.asked if one[0] in ("start", "stop", "restart", "forget", "reap")]
 
     def _note(self, *request: object) -> None:
         self.asked.append(request)
