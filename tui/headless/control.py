@@ -17,7 +17,7 @@ def stop(names: Sequence[str], *, everything: bool, force: bool, wait_s: float) 
     """Stop servers at the same time, and wait until each is down; returns 0, or the code of the first that failed."""
     known = {server.name: server for server in snapshot_now().servers}
     if everything:
-        names = [name for name, server in known.items() if server.is_live]
+        names = [name for name, server in known.items() if server.is_live and server.foreign is None]
         if not names:
             say("no server runs")
             return 0
