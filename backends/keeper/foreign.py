@@ -45,6 +45,9 @@ EVERY_S = 3.0
 ASK_S = 1.0
 HEALTH_S = 5.0
 UNRESPONSIVE_AFTER = 5
+WANTED_S = 5.0
+"""For so long after a request for a snapshot they are asked as if somebody listened."""
+
 FIRST_ANSWER_S = 2.0
 """How long whoever asks for a snapshot waits for the first answer of a server that was just found."""
 
@@ -104,10 +107,11 @@ class Watched:
         try:
             if not self.found.listens:
                 self._wait("its port is not open yet")
-            elif self.server.state is ServerState.STARTING:
-                await self._meet(http)
             else:
-                await self._look_after(http)
+                if self.server.state is ServerState.STARTING:
+                    await self._meet(http)
+                if self.server.state is not ServerState.STARTING:
+                    await self._look_after(http)
         finally:
             self.asked.set()
 
@@ -208,12 +212,12 @@ class ForeignServers:
         self._own_names = own_names
         self._watched: dict[tuple[int, int], Watched] = {}
         self._lock = asyncio.Lock()
-        self._looked_at = -math.inf
+        self._looked_at = self._wanted_at = -math.inf
 
     async def run(self) -> None:
-        """Look every few seconds while somebody listens."""
+        """Look every few seconds while somebody wants to know."""
         while True:
-            if self._hub.listeners:
+            if self._is_wanted():
                 try:
                     await self.look()
                 except Exception:
@@ -246,7 +250,8 @@ class ForeignServers:
 
     async def snapshots(self) -> tuple[Server, ...]:
         """Return the newest state of each, by name; looks anew where the last look is old."""
-        if time.monotonic() - self._looked_at > EVERY_S:
+        self._wanted_at = time.monotonic()
+        if self._wanted_at - self._looked_at > EVERY_S:
             await self.look()
         unasked = [watched for watched in self._watched.values() if not watched.asked.is_set()]
         with contextlib.suppress(TimeoutError):
@@ -282,6 +287,9 @@ class ForeignServers:
                 with contextlib.suppress(asyncio.CancelledError):
                     await watched.task
 
+    def _is_wanted(self) -> bool:
+        return self._hub.listeners > 0 or time.monotonic() - self._wanted_at < WANTED_S
+
     def _named(self, name: str) -> Server | None:
         if name in self._own_names():
             return None
@@ -300,12 +308,12 @@ class ForeignServers:
             self._hub.publish(ServerRemoved(watched.server.name))
 
     async def _follow(self, watched: Watched) -> None:
-        """Ask a server once a second while somebody listens, and at least once."""
+        """Ask a server once a second while somebody wants to know, and at least once."""
         while True:
             address = watched.server.address
             async with EngineHttp(address) as http:
                 while watched.server.address == address:
-                    if self._hub.listeners or not watched.asked.is_set():
+                    if self._is_wanted() or not watched.asked.is_set():
                         await self._ask(watched, http)
                     await asyncio.sleep(ASK_S)
 
