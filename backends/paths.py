@@ -90,6 +90,18 @@ def cache_dir() -> Path:
     return _root(platformdirs.user_cache_path("gpubox"), "cache")
 
 
+def ledger_dir() -> Path:
+    """Where all users' keepers of this machine agree who holds which GPU: the first sticky folder that all may write to.
+
+    `GPUBOX_LEDGER` moves it; GPUBOX_HOME does not, since it is the machine's.
+    """
+    if named := os.environ.get("GPUBOX_LEDGER"):
+        return Path(named).absolute()
+    shared = [Path("/run/lock"), Path("/dev/shm"), Path("/tmp")]
+    usable = (folder for folder in shared if folder.is_dir() and folder.stat().st_mode & 0o1777 == 0o1777)
+    return next(usable, Path(tempfile.gettempdir())) / "gpubox"
+
+
 def keeper_socket() -> Path:
     """The keeper's socket: in the state folder, or in a short folder of the user's own when that path is too long."""
     direct = state_dir() / "keeper.sock"

@@ -79,7 +79,8 @@ class Grant:
 class Gpu:
     """One GPU at one moment; `refusal` says why it may not be assigned, `grants` to which servers it is assigned.
 
-    `shares` are the parts of the memory in use, the largest first; they sum up to `memory_used_bytes`.
+    `shares` are the parts of the memory in use, the largest first; they sum up to `memory_used_bytes`. `nvlink` and
+    `same_node` are the UUIDs of the GPUs that it is linked to, and that hang on its NUMA node.
     """
 
     index: int
@@ -97,6 +98,8 @@ class Gpu:
     refusal: str | None = None
     grants: tuple[Grant, ...] = ()
     shares: tuple[Share, ...] = ()
+    nvlink: tuple[str, ...] = ()
+    same_node: tuple[str, ...] = ()
 
     @property
     def holder(self) -> str | None:

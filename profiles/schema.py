@@ -210,6 +210,7 @@ class Profile(_Part):
     `served_name` is what clients ask for: by default the hub's id, or (on vLLM) a local path's last part. `gpus` is a
     count or "cpu": by default what the parallel sizes among `args` multiply to. `args` has snake_case keys. `secrets`
     holds references (`env:NAME`, `file:/path`), never values; `profiles.secrets.resolve_secrets` reads them.
+    With `share`, other servers that share may have its GPUs, too.
     """
 
     name: Annotated[str, AfterValidator(_name)]
@@ -233,6 +234,7 @@ class Profile(_Part):
     gpus: Annotated[int | Literal["cpu"], BeforeValidator(_gpus)] = Field(
         default_factory=lambda data: parallel_size(data.get("args", {})) if data.get("engine") == "vllm" else 1
     )
+    share: bool = False
 
     @field_validator("source")
     @classmethod
@@ -262,6 +264,17 @@ class Profile(_Part):
     def _key_needs_vllm(cls, value: dict[str, str], info: Info) -> dict[str, str]:
         if "api_key" in value and info.data.get("engine") == "transformers":
             raise RefusedError("hold an api_key, but transformers serve asks for none", "delete it")
+        return value
+
+    @field_validator("share")
+    @classmethod
+    def _share_says_how_much(cls, value: bool, info: Info) -> bool:
+        sized = info.data.get("args", {}).keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}
+        if value and not (sized and info.data.get("engine") == "vllm" and info.data.get("gpus") != "cpu"):
+            raise RefusedError(
+                "is for vLLM on GPUs, with its part of the memory said",
+                "set gpu_memory_utilization or kv_cache_memory_bytes among args",
+            )
         return value
 
     @field_validator("gpus")

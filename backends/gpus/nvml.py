@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import pynvml
@@ -48,6 +48,14 @@ _DRIVER_IS_GONE = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Neighbours:
+    """The UUIDs that a GPU is near to; what hangs on its NUMA node is no further than the node's own bridges."""
+
+    nvlink: tuple[str, ...]
+    same_node: tuple[str, ...]
+
+
 class Nvml:
     """Reads every GPU of the box; opens NVML at the first reading. Not to be used by two threads at once."""
 
@@ -58,6 +66,7 @@ class Nvml:
         self._retry_at = 0.0
         self._closed_because = ""
         self._known: dict[str, Gpu] = {}
+        self._neighbours: dict[str, _Neighbours] = {}
 
     def read(self) -> GpuReading:
         """Return what NVML tells now.
@@ -118,6 +127,9 @@ class Nvml:
     def _read(self) -> GpuReading:
         gpus = [self._gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
         present = {gpu.uuid for gpu in gpus}
+        if present != self._neighbours.keys():
+            self._neighbours = _find_neighbours([gpu.uuid for gpu in gpus])
+        gpus = [replace(gpu, **asdict(self._neighbours[gpu.uuid])) for gpu in gpus]
         gpus += [_unreadable(gpu, VANISHED) for uuid, gpu in self._known.items() if uuid not in present]
         self._known |= {gpu.uuid: gpu for gpu in gpus if not gpu.uuid.startswith(_NAMELESS)}
         # Stable: where the driver numbers anew, its own GPU comes before the vanished one of the same index.
@@ -190,6 +202,35 @@ def _read_gpu(index: int, uuid: str, handle: Any) -> Gpu:
         mig=mig,
         refusal=f"MIG is enabled: gpubox assigns whole GPUs (`sudo nvidia-smi -i {index} -mig 0`)" if mig else None,
     )
+
+
+def _find_neighbours(uuids: list[str]) -> dict[str, _Neighbours]:
+    """Ask which GPUs are near to which; it changes only when the GPUs do."""
+
+    def ask(call: Callable[..., Any], *args: object) -> Any:
+        try:
+            return call(*args)
+        except pynvml.NVMLError as error:
+            if error.value in _DRIVER_IS_GONE:
+                raise
+            return None
+
+    handles = {uuid: ask(pynvml.nvmlDeviceGetHandleByUUID, uuid) for uuid in uuids}
+
+    def nvlinked(one: Any, other: Any) -> bool:
+        status = ask(pynvml.nvmlDeviceGetP2PStatus, one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+        return bool(status == pynvml.NVML_P2P_STATUS_OK)
+
+    def on_one_node(one: Any, other: Any) -> bool:
+        level = ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
+        return level is not None and level <= pynvml.NVML_TOPOLOGY_NODE
+
+    def near(uuid: str, are_near: Callable[[Any, Any], bool]) -> tuple[str, ...]:
+        handle = handles[uuid]
+        others = {other: one for other, one in handles.items() if other != uuid and one is not None}
+        return () if handle is None else tuple(other for other, one in others.items() if are_near(handle, one))
+
+    return {uuid: _Neighbours(near(uuid, nvlinked), near(uuid, on_one_node)) for uuid in uuids}
 
 
 def _memory(handle: Any) -> tuple[int | Missing, int | Missing, int | Missing]:

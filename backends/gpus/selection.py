@@ -9,12 +9,16 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from backends.errors import GpuBusyError, NoSuchGpuError, UsageError
 from backends.gpus.visibility import bound_by_environment
-from backends.snapshots import Gpu, GpuProcess, Missing
+from backends.snapshots import Gpu, GpuProcess, Grant, Missing
 
 GIB = 2**30
+MOST_GPUS = 16
+"""Groups are compared one by one up to so many GPUs: 12,870 of eight."""
+
 UNSEEN_LIMIT_BYTES = 2 * GIB
 """More memory than this in use beyond what the listed processes hold is a process that cannot be seen from here."""
 
@@ -35,6 +39,7 @@ class _Need:
     memory_bytes: int | None
     memory_fraction: float | None
     memory_why: str
+    share: bool
 
 
 def select(
@@ -46,6 +51,7 @@ def select(
     needed_fraction: float | None = None,
     count_why: str = "",
     memory_why: str = "",
+    share: bool = False,
     visible: str | None = None,
     no_gpus: str | None = None,
 ) -> Selection:
@@ -54,7 +60,8 @@ def select(
     `wanted` is `("auto",)`, or indices and UUID prefixes. Each GPU must have `needed_fraction` (0–1) of its usable
     memory free, as vLLM means gpu_memory_utilization, or else `needed_bytes`; None where neither is known. `count_why`
     and `memory_why` name the settings that ask for it (`tensor_parallel_size 2`). `visible` is the asker's
-    CUDA_VISIBLE_DEVICES; `no_gpus` says why `gpus` is empty.
+    CUDA_VISIBLE_DEVICES; `no_gpus` says why `gpus` is empty. With `share`, a GPU may be one that other servers have,
+    if those share it, too, and all that was granted has room.
 
     Raises UsageError (`wanted` makes no sense), NoSuchGpuError (not here, or may not be assigned) and GpuBusyError
     (held by a server of ours, or no room beside others).
@@ -62,7 +69,7 @@ def select(
     if not gpus:
         why = no_gpus or "none was found"
         raise NoSuchGpuError(f"this box has no GPU to assign: {why}", "serve on the CPU: --gpus cpu")
-    need = _Need(count, count_why, needed_bytes, needed_fraction, memory_why)
+    need = _Need(count, count_why, needed_bytes, needed_fraction, memory_why, share)
     bounded = bound_by_environment(gpus, visible)
     if tuple(wanted) == ("auto",):
         return _choose(bounded, need)
@@ -109,8 +116,8 @@ def _take(gpus: Sequence[Gpu], wanted: Sequence[str], need: _Need) -> Selection:
     for gpu in named:
         if gpu.refusal:
             raise NoSuchGpuError(f"GPU {gpu.index} cannot be assigned: {gpu.refusal}")
-        if gpu.holder:
-            raise GpuBusyError(f"GPU {gpu.index} is held by server {gpu.holder}", f"gpubox stop {gpu.holder}")
+        if taken := _taken(gpu, need):
+            raise GpuBusyError(f"GPU {gpu.index} {taken}", _way_out(gpu))
         lack = _lack(gpu, need)
         if lack:
             raise GpuBusyError(f"GPU {gpu.index} has {lack}{_held_by(gpu)}", "choose another GPU, or let it take less")
@@ -123,7 +130,8 @@ def _choose(gpus: Sequence[Gpu], need: _Need) -> Selection:
         raise NoSuchGpuError(f"the profile needs {_count(need)}, this box has {len(gpus)}")
     obstacles = {gpu.uuid: _obstacle(gpu, need) for gpu in gpus}
     free = [gpu for gpu in gpus if obstacles[gpu.uuid] is None]
-    free.sort(key=lambda gpu: (-(_free_bytes(gpu) // GIB), gpu.index))  # a few MiB more are no reason to prefer one
+    # A few MiB more are no reason to prefer one.
+    free.sort(key=lambda gpu: (bool(gpu.grants), -(_free_bytes(gpu) // GIB), gpu.index))
     if len(free) < need.count:
         reasons = "; ".join(f"GPU {gpu.index} {why}" for gpu in gpus if (why := obstacles[gpu.uuid]))
         only_refused = all(gpu.refusal for gpu in gpus if obstacles[gpu.uuid])
@@ -131,8 +139,7 @@ def _choose(gpus: Sequence[Gpu], need: _Need) -> Selection:
         if only_refused:
             raise NoSuchGpuError(problem)
         raise GpuBusyError(problem, "stop a server, or name a GPU to share it with what is there")
-    alike = _largest_alike(free, need.count)
-    chosen = sorted((alike or free)[: need.count], key=lambda gpu: gpu.index)
+    chosen = sorted(_nearest(_largest_alike(free, need.count) or free, need.count), key=lambda gpu: gpu.index)
     warnings = [caution for gpu in chosen for caution in _cautions(gpu)]
     return Selection(tuple(chosen), _why(chosen, free, len(free) < len(gpus)), (*warnings, *_mixture(chosen)))
 
@@ -146,20 +153,49 @@ def _largest_alike(free: Sequence[Gpu], count: int) -> list[Gpu] | None:
     return max(enough, key=lambda kind: sum(map(_free_bytes, kind[:count])), default=None)
 
 
+def _nearest(gpus: Sequence[Gpu], count: int) -> Sequence[Gpu]:
+    """Return the GPUs that are nearest to each other, linked before on one NUMA node; `gpus` are the best first."""
+    if count == 1 or len(gpus) > MOST_GPUS:
+        return gpus[:count]
+
+    def nearness(group: Sequence[Gpu]) -> tuple[int, int, int]:
+        untouched = sum(not gpu.grants for gpu in group)
+        return untouched, _pairs(group, "nvlink"), _pairs(group, "same_node")
+
+    return max(combinations(gpus, count), key=nearness)  # the first of the best: that with most room
+
+
+def _pairs(group: Sequence[Gpu], relation: str) -> int:
+    return sum(other.uuid in getattr(one, relation) for one, other in combinations(group, 2))
+
+
+def _nearness(group: Sequence[Gpu]) -> str:
+    """Say how a group of GPUs hangs together; empty where that is not known."""
+    pairs = len(group) * (len(group) - 1) // 2
+    if not pairs or not any(gpu.nvlink or gpu.same_node for gpu in group):
+        return ""
+    if _pairs(group, "nvlink") == pairs:
+        return ", NVLink between them"
+    return ", on one NUMA node" if _pairs(group, "same_node") == pairs else ", without NVLink between all of them"
+
+
 def _why(chosen: Sequence[Gpu], free: Sequence[Gpu], busy: bool) -> str:
     room = ", ".join(f"GPU {gpu.index} {_gib(gpu.memory_free_bytes)} GiB free" for gpu in chosen)
     others = [f"GPU {gpu.index} {_gib(gpu.memory_free_bytes)}" for gpu in free if gpu not in chosen]
+    near = _nearness(chosen)
     if others:
-        return f"{room}: the most free memory (the others: {', '.join(others)})"
-    return f"{room}: {'all others are taken' if busy else 'all of this box'}"
+        most = min(map(_free_bytes, chosen)) >= max(_free_bytes(gpu) for gpu in free if gpu not in chosen) - GIB
+        reason = "the most free memory" if most else "enough free memory"
+        return f"{room}: {reason}{near} (the others: {', '.join(others)})"
+    return f"{room}: {'all others are taken' if busy else 'all of this box'}{near}"
 
 
 def _obstacle(gpu: Gpu, need: _Need) -> str | None:
-    """Say why `auto` passes over a GPU: it never shares one with anybody."""
+    """Say why `auto` passes over a GPU: it never shares one with what is no server."""
     if gpu.refusal:
         return f"cannot be assigned ({gpu.refusal})"
-    if gpu.holder:
-        return f"is held by server {gpu.holder}"
+    if taken := _taken(gpu, need):
+        return taken
     strangers = _strangers(gpu)
     if strangers:
         return f"is in use by {people(strangers)}"
@@ -168,6 +204,46 @@ def _obstacle(gpu: Gpu, need: _Need) -> str | None:
         return f"has {_gib(unseen)} GiB in use by a process that cannot be seen from here"
     lack = _lack(gpu, need)
     return f"has {lack}" if lack else None
+
+
+def _taken(gpu: Gpu, need: _Need) -> str:
+    """Say which grants keep a start off a GPU; empty where none does."""
+    if not gpu.grants:
+        return ""
+    held = f"is held by server {gpu.holder}"
+    if not need.share:
+        return held
+    if alone := [grant.server for grant in gpu.grants if grant.memory_bytes is None]:
+        return f"{held}; {alone[0]} does not share it"
+    usable, wanted = _usable_bytes(gpu), _needed_bytes(gpu, need)
+    granted = sum(grant.memory_bytes or 0 for grant in gpu.grants)
+    if wanted is None or isinstance(usable, Missing):
+        return f"{held}, and how much more a server would take is not known"
+    if granted + wanted > usable:
+        left = f"{_gib(usable - granted)} of {_gib(usable)} GiB are not granted yet"
+        return f"{held}: {left}, the profile wants {_gib(wanted)}"
+    return ""
+
+
+def _way_out(gpu: Gpu) -> str:
+    ours = [grant.server for grant in gpu.grants if grant.ours]
+    return f"gpubox stop {ours[0]}" if ours else "choose another GPU, or ask its user"
+
+
+def _promised_bytes(gpu: Gpu) -> int:
+    """Return how much of what was granted has not been taken yet: its servers may still be starting."""
+    return sum(max(0, (grant.memory_bytes or 0) - _held_by_grant(gpu, grant)) for grant in gpu.grants)
+
+
+def _held_by_grant(gpu: Gpu, grant: Grant) -> int:
+    processes = () if isinstance(gpu.processes, Missing) else gpu.processes
+    held = [p.memory_bytes for p in processes if _is_of(p, grant)]
+    return sum(amount for amount in held if not isinstance(amount, Missing))
+
+
+def _is_of(process: GpuProcess, grant: Grant) -> bool:
+    """Whether a process is one of a granted server's; those of other users' keepers are told by their user."""
+    return process.server == grant.server if grant.ours else process.server is None and process.user == grant.user
 
 
 def _needed_bytes(gpu: Gpu, need: _Need) -> int | None:
@@ -187,10 +263,14 @@ def _usable_bytes(gpu: Gpu) -> int | Missing:
 def _lack(gpu: Gpu, need: _Need) -> str:
     wanted = _needed_bytes(gpu, need)
     free = gpu.memory_free_bytes
-    if wanted is None or isinstance(free, Missing) or free >= wanted:
+    if wanted is None or isinstance(free, Missing):
+        return ""
+    promised = _promised_bytes(gpu)
+    if free - promised >= wanted:
         return ""
     why = f" ({need.memory_why})" if need.memory_why else ""
-    return f"{_gib(free)} of {_gib(_usable_bytes(gpu))} GiB free, the profile wants {_gib(wanted)}{why}"
+    others = f" with {_gib(promised)} promised to {gpu.holder}" if promised else ""
+    return f"{_gib(free)} of {_gib(_usable_bytes(gpu))} GiB free{others}, the profile wants {_gib(wanted)}{why}"
 
 
 def _held_by(gpu: Gpu) -> str:
@@ -223,7 +303,8 @@ def _strangers(gpu: Gpu) -> tuple[GpuProcess, ...]:
     """Return the processes that compute here and are no server of ours; a desktop's graphics do not count."""
     if isinstance(gpu.processes, Missing):
         return ()
-    return tuple(process for process in gpu.processes if process.kind == "compute" and process.server is None)
+    computing = (process for process in gpu.processes if process.kind == "compute" and process.server is None)
+    return tuple(process for process in computing if not any(_is_of(process, grant) for grant in gpu.grants))
 
 
 def _unseen_bytes(gpu: Gpu) -> int:

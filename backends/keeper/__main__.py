@@ -30,6 +30,7 @@ from backends.keeper.events import Hub
 from backends.keeper.foreign import ForeignServers
 from backends.keeper.servers import Servers
 from backends.keeper.surroundings import Surroundings
+from backends.ledger import Ledger
 from backends.metrics.series import SeriesStore
 from backends.snapshots import KeeperInfo
 
@@ -119,7 +120,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     hub, series = Hub(), SeriesStore()
     sampler = BoxSampler(Nvml(), HostReader())
     box = BoxWatch(sampler.sample, hub, series, lambda: servers.grants(), lambda: servers.roots())
-    servers = Servers(Surroundings(hub, series, box, lambda: servers.taken_ports()))
+    servers = Servers(Surroundings(hub, series, box, Ledger(), lambda: servers.taken_ports()))
     foreign = ForeignServers(hub, series, box.box, servers.roots, lambda: [one.name for one in servers.snapshots()])
     last_use = time.monotonic()
 

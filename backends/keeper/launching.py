@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backends import paths
 from backends.engines.base import SCRAPE_MARK, Plan
+from backends.keeper.turns import gate_step
 from backends.processes.logs import prune
 
 if TYPE_CHECKING:
@@ -40,12 +41,17 @@ def engine_environ(
     return environ
 
 
-def shim_spec(record: Record, profile: Profile, plan: Plan, environ: Mapping[str, str]) -> dict[str, Any]:
+def shim_spec(
+    record: Record, profile: Profile, plan: Plan, environ: Mapping[str, str], grants: Sequence[str]
+) -> dict[str, Any]:
     """Return the spec that `backends.processes.launch` hands to the shim; docs/architecture.md lists its keys."""
+    steps = [*plan.steps]
+    if record.gated:
+        steps.insert(-1, gate_step(record.folder))
     return {
         "schema": 1,
         "name": record.name,
-        "steps": [{"label": step.label, "argv": list(step.argv)} for step in plan.steps],
+        "steps": [{"label": step.label, "argv": list(step.argv)} for step in steps],
         "environ": dict(environ),
         "cwd": str(record.folder),
         "log": record.log_path,
@@ -54,7 +60,8 @@ def shim_spec(record: Record, profile: Profile, plan: Plan, environ: Mapping[str
         "drop_lines_with": SCRAPE_MARK,
         "facts": str(record.facts_path),
         "progress": str(record.progress_path),
-        "locks": [],
+        "locks": [str(paths.server_dir(record.name) / "shim.lock")],
+        "grants": list(grants),
         "term_again_s": TERM_AGAIN_S,
         "kill_after_s": KILL_AFTER_S,
     }

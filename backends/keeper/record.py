@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from backends import paths
-from backends.snapshots import Exit, ModelKind, Server, ServerState, dump, load
+from backends.snapshots import Card, Exit, ModelKind, Server, ServerState, dump, load
 
 if TYPE_CHECKING:
     from backends.engines.base import Engine
@@ -30,7 +30,8 @@ class Record:
     """A server as it was asked for, and the newest launch of it; `launch` is the name of the launch's folder.
 
     `asked_port` is what was asked for over the profile's port, as in StartRequest; `again` says that a launch that is
-    not `wanted` any more is to be followed by another.
+    not `wanted` any more is to be followed by another, `retry_at` when one that failed is. `reserved` is what the
+    ledger grants, bytes by the GPU's UUID (None: all of it); `gated` says that the start waits for its turn.
     """
 
     name: str
@@ -50,6 +51,10 @@ class Record:
     why: str = ""
     warnings: tuple[str, ...] = ()
     gpu_used_before: dict[str, int] = field(default_factory=dict)
+    reserved: dict[str, int | None] = field(default_factory=dict)
+    gated: bool = False
+    retry_at: float | None = None
+    card: Card | None = None
     ready_at: float | None = None
     kind: ModelKind = ModelKind.UNKNOWN
     engine_version: str | None = None
@@ -73,6 +78,11 @@ class Record:
     def progress_path(self) -> Path:
         """Where the shim puts the newest progress line."""
         return self.folder / "progress.json"
+
+
+def first_state(record: Record) -> ServerState:
+    """Return the state that a launch begins in."""
+    return ServerState.QUEUED if record.gated else ServerState.STARTING
 
 
 def save(record: Record) -> None:
@@ -149,6 +159,8 @@ def server_of(record: Record, profile: Profile, engine: Engine, state: ServerSta
         exit=record.exit,
         cause=record.cause,
         attempt=record.attempt,
+        retry_at=record.retry_at,
+        card=record.card,
         has_api_key="api_key" in profile.secrets,
         why=record.why,
         warnings=record.warnings,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
+import os
 import re
 import time
 
 from backends import paths
+from backends.engines.base import ENGINE_LABEL
 from backends.engines.registry import engine_named
 from backends.errors import ConflictError, NoSuchServerError, ProfileError, UsageError
-from backends.gpus.selection import Selection, select
+from backends.keeper.allocation import choose_gpus, reserved
 from backends.keeper.launching import launch_name
 from backends.keeper.ports import choose_port
-from backends.keeper.record import Record, read_all, save
+from backends.keeper.record import Record, first_state, read_all, save
 from backends.keeper.supervisor import Supervisor
 from backends.keeper.surroundings import Surroundings
 from backends.processes.facts import ProcessFacts, read_facts
@@ -38,8 +39,6 @@ from profiles.secrets import resolve_secrets
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-VLLM_SMALLEST_DEFAULT_UTILIZATION = 0.9
-"""vLLM's default has been 0.9 and 0.92: the smaller one decides what is refused before it is tried."""
 
 
 class Servers:
@@ -60,8 +59,7 @@ class Servers:
 
     def grants(self) -> dict[str, tuple[Grant, ...]]:
         """Return what is granted of each GPU, by UUID."""
-        user = getpass.getuser()
-        return {uuid: (Grant(s.name, user),) for s in self.snapshots() if s.is_live for uuid in s.gpus}
+        return self._around.ledger.grants()
 
     def taken_ports(self) -> set[int]:
         """Return the ports that servers have, or are about to have."""
@@ -85,7 +83,8 @@ class Servers:
             state = _state_on_record(record, facts)
             supervisor = Supervisor(record, profile, engine, self._around, state)
             self._supervisors[record.name] = supervisor
-            if not record.ended:
+            if not record.ended or record.again or record.retry_at is not None:
+                self._around.ledger.take_up(record.name, record.gpus)
                 supervisor.adopt()
 
     async def start(self, request: StartRequest) -> Server:
@@ -106,34 +105,57 @@ class Servers:
             before = self._supervisors.get(name)
             if before is not None and before.server.is_live:
                 raise ConflictError(f"server {name} is {before.server.state}", "stop or restart it, or give --name")
-            box = await self._around.box.fresh()
-            chosen = _choose_gpus(profile, request, box)
-            wanted = profile.port if request.port is None else request.port
-            fixed = wanted if isinstance(wanted, int) and wanted > 0 else None
-            port = choose_port(profile.host, fixed, self.taken_ports())
-            now = time.time()
-            record = Record(
-                name=name,
-                profile=request.profile,
-                environ=request.environ,
-                gpus=tuple(gpu.uuid for gpu in chosen.gpus),
-                gpu_indices=tuple(gpu.index for gpu in chosen.gpus),
-                port=port,
-                any_port=fixed is None,
-                asked_port=request.port,
-                launch=launch_name(now),
-                log_path=str(new_log_path(paths.private(paths.log_dir()), name, now)),
-                launched_at=now,
-                why=chosen.why,
-                warnings=chosen.warnings,
-                gpu_used_before=_used(chosen.gpus),
-            )
-            save(record)
-            supervisor = Supervisor(record, profile, engine, self._around, ServerState.STARTING)
+            if profile.gpus == "cpu" or request.gpus == ("cpu",):
+                record = self._decided(name, profile, request, await self._around.box.fresh())
+                save(record)
+            else:
+                record = await self._granted(name, profile, request)
+            supervisor = Supervisor(record, profile, engine, self._around, first_state(record))
             self._supervisors[name] = supervisor
         self._around.hub.publish(ServerUpdate(supervisor.server))
         supervisor.begin()
         return supervisor.server
+
+    async def _granted(self, name: str, profile: Profile, request: StartRequest) -> Record:
+        """Choose GPUs while no other keeper can, and write both the grant and the record."""
+        ledger = self._around.ledger
+        lock = await asyncio.to_thread(ledger.lock)
+        try:
+            record = self._decided(name, profile, request, await self._around.box.fresh())
+            ledger.grant(name, record.reserved)
+            try:
+                save(record)
+            except OSError:
+                ledger.release(name)
+                raise
+        finally:
+            os.close(lock)
+        return record
+
+    def _decided(self, name: str, profile: Profile, request: StartRequest, box: Box) -> Record:
+        """Choose GPUs and a port, and return the record that the launch is made from."""
+        chosen = choose_gpus(profile, request, box)
+        wanted = profile.port if request.port is None else request.port
+        fixed = wanted if isinstance(wanted, int) and wanted > 0 else None
+        now = time.time()
+        return Record(
+            name=name,
+            profile=request.profile,
+            environ=request.environ,
+            gpus=tuple(gpu.uuid for gpu in chosen.gpus),
+            gpu_indices=tuple(gpu.index for gpu in chosen.gpus),
+            port=choose_port(profile.host, fixed, self.taken_ports()),
+            any_port=fixed is None,
+            asked_port=request.port,
+            launch=launch_name(now),
+            log_path=str(new_log_path(paths.private(paths.log_dir()), name, now)),
+            launched_at=now,
+            why=chosen.why,
+            warnings=chosen.warnings,
+            gpu_used_before=_used(chosen.gpus),
+            reserved=reserved(profile, chosen.gpus),
+            gated=profile.share and bool(chosen.gpus),
+        )
 
     def stop(self, name: str, *, force: bool) -> Server:
         """Stop a server that lives; one that does not is left as it is."""
@@ -182,45 +204,18 @@ class Servers:
 
 def _state_on_record(record: Record, facts: ProcessFacts | Missing) -> ServerState:
     """Return where a server stands that an earlier keeper has left; following it then brings the state up to date."""
+    if record.ended and record.retry_at is not None:
+        return ServerState.BACKOFF
     if record.ended:
         return ServerState.STOPPED if record.cause is None else ServerState.FAILED
     if isinstance(facts, Missing):
-        return ServerState.STARTING
+        return first_state(record)
     if not record.wanted or facts.phase == "stopping":
         return ServerState.STOPPING
-    return ServerState.STARTING if record.ready_at is None else ServerState.READY
-
-
-def _choose_gpus(profile: Profile, request: StartRequest, box: Box) -> Selection:
-    wanted = request.gpus
-    if wanted == ("cpu",) or (wanted is None and profile.gpus == "cpu"):
-        return Selection((), "on the CPU")
-    if profile.gpus == "cpu":
-        raise UsageError(f"profile {profile.name} is for the CPU", "copy it and set gpus, or say --gpus cpu")
-    fraction = _needed_fraction(profile)
-    return select(
-        box.gpus,
-        wanted or ("auto",),
-        profile.gpus,
-        needed_fraction=fraction,
-        count_why=_count_why(profile),
-        memory_why=f"gpu_memory_utilization {fraction}",
-        visible=request.environ.get("CUDA_VISIBLE_DEVICES"),
-        no_gpus=box.no_gpus,
-    )
-
-
-def _needed_fraction(profile: Profile) -> float | None:
-    """Return the share of a GPU's memory that must be free, or vLLM ends at once; None where that is not known."""
-    if profile.engine != "vllm" or "kv_cache_memory_bytes" in profile.args:
-        return None
-    asked = profile.args.get("gpu_memory_utilization", VLLM_SMALLEST_DEFAULT_UTILIZATION)
-    return float(asked) if isinstance(asked, int | float) else None
-
-
-def _count_why(profile: Profile) -> str:
-    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-    return ", ".join(f"{size} {profile.args[size]}" for size in sizes if size in profile.args)
+    if record.ready_at is not None:
+        return ServerState.READY
+    at_gate = record.gated and facts.phase in ("starting", "running") and facts.step != ENGINE_LABEL
+    return ServerState.QUEUED if at_gate else ServerState.STARTING
 
 
 def _used(gpus: tuple[Gpu, ...]) -> dict[str, int]:

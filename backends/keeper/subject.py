@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backends.engines.base import Engine
-from backends.keeper.record import Record, save, server_of
+from backends.keeper.record import Record, first_state, save, server_of
 from backends.keeper.states import check
 from backends.keeper.surroundings import Surroundings
 from backends.processes.facts import ProcessFacts, read_facts
@@ -48,9 +48,10 @@ class Subject:
         self.show(state=state, state_since=time.time(), **changes)
 
     def begin_again(self) -> None:
-        """Go to the state of a launch that has just been put on record."""
-        check(self.server.state, ServerState.STARTING)
-        self.server = server_of(self.record, self.profile, self.engine, ServerState.STARTING)
+        """Go to the first state of a launch that has just been put on record."""
+        state = first_state(self.record)
+        check(self.server.state, state)
+        self.server = server_of(self.record, self.profile, self.engine, state)
         self.around.hub.publish(ServerUpdate(self.server))
 
     def show(self, **changes: object) -> None:

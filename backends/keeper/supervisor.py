@@ -15,13 +15,15 @@ from backends import paths
 from backends.engines.base import Engine, Placement
 from backends.engines.http import EngineHttp
 from backends.errors import GpuboxError
-from backends.keeper.ending import Verdict, judge, next_attempt
+from backends.keeper.allocation import grant_again, indices_of
+from backends.keeper.ending import LONGEST_BACKOFF_S, Verdict, judge, next_attempt
 from backends.keeper.following import follow_ready, follow_start
 from backends.keeper.launching import engine_environ, launch_name, readable, shim_spec, tidy
 from backends.keeper.ports import choose_port
 from backends.keeper.record import Record, erase
 from backends.keeper.subject import Subject
 from backends.keeper.surroundings import Surroundings
+from backends.keeper.turns import Turn, gate_path
 from backends.processes.facts import is_alive, open_pidfd
 from backends.processes.facts import signal as send_signal
 from backends.processes.launch import launch
@@ -44,6 +46,7 @@ class Supervisor:
         self, record: Record, profile: Profile, engine: Engine, around: Surroundings, state: ServerState
     ) -> None:
         self._subject = Subject(record, profile, engine, around, state)
+        self._turn = Turn(self._subject)
         self._scraped = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -80,7 +83,7 @@ class Supervisor:
     def _end(self, *, again: bool, force: bool) -> None:
         self._subject.keep(wanted=False, again=again)
         self._stop_asked.set()
-        if self.server.state in (ServerState.BACKOFF, ServerState.QUEUED):
+        if self.server.state is ServerState.BACKOFF:
             return
         if self._stopping is not None and not self._stopping.done():
             if not force:
@@ -112,6 +115,11 @@ class Supervisor:
 
     async def _run(self, *, adopted: bool) -> None:
         try:
+            if adopted and self.record.ended:
+                if not self.record.again and not await self._await_retry():
+                    return
+                adopted = False
+                self._relaunch()
             while True:
                 problem = None
                 if adopted:
@@ -137,13 +145,17 @@ class Supervisor:
         """Start the shim; returns why that failed, if it did."""
         from profiles.secrets import resolve_secrets
 
-        record, profile = self.record, self._subject.profile
+        profile = self._subject.profile
         try:
+            grants = await self._placed()
+            record = self.record
             placement = Placement(record.gpu_indices, record.port, record.environ)
             plan = self._subject.engine.plan(profile, placement)
             secrets = resolve_secrets(profile, record.environ)
             environ = engine_environ(record.environ, plan, profile, secrets, record.gpu_indices)
-            await asyncio.to_thread(launch, shim_spec(record, profile, plan, environ), record.folder)
+            if record.gated:
+                os.mkfifo(gate_path(paths.private(record.folder)), 0o600)
+            await asyncio.to_thread(launch, shim_spec(record, profile, plan, environ, grants), record.folder)
             await asyncio.to_thread(tidy, record, profile.logs.keep)
         except (GpuboxError, OSError, ValueError) as problem:
             return str(problem)
@@ -151,6 +163,21 @@ class Supervisor:
         if self._stop_asked.is_set():
             self._signal(signal.SIGTERM)
         return None
+
+    async def _placed(self) -> tuple[str, ...]:
+        """See that the GPUs are there and still granted, and return the ledger's files; raises GpuboxError."""
+        record, ledger = self.record, self._subject.around.ledger
+        if not record.gpus:
+            return ()
+        box = await self._subject.around.box.fresh()
+        indices = indices_of(record.gpus, box)
+        if indices != record.gpu_indices:
+            self._subject.keep(gpu_indices=indices)
+            self._subject.show(gpu_indices=indices)
+        files = ledger.files(record.name)
+        if len(files) < len(record.gpus):
+            return await asyncio.to_thread(grant_again, ledger, record.name, record.reserved)
+        return files
 
     async def _await_shim(self) -> None:
         """Give a shim that the keeper before us was just starting, when it died, the time to say so."""
@@ -174,12 +201,18 @@ class Supervisor:
             living.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await living
+            self._turn.give_back()
 
     async def _live(self) -> None:
         try:
             async with EngineHttp(self.server.address, self.api_key()) as http:
+                if self.server.state is ServerState.QUEUED:
+                    await self._turn.await_gate()
                 if self.server.state is ServerState.STARTING:
+                    if self.record.gated:
+                        self._turn.take_up()
                     await follow_start(self._subject, http)
+                self._turn.give_back()
                 await follow_ready(self._subject, http, self._scraped)
         except Exception:
             log.exception("looking after %s failed", self.record.name)
@@ -223,18 +256,26 @@ class Supervisor:
 
     def _rest(self, state: ServerState, verdict: Verdict, **changes: object) -> None:
         """Go to a state without a process."""
-        over = Missing("not running")
-        self._subject.become(
-            state, exit=verdict.exit, cause=verdict.cause, stage=None, pid=None, metrics=over, **changes
-        )
+        if state is not ServerState.BACKOFF and not self.record.again:
+            self._subject.around.ledger.release(self.record.name)
+        changes |= {"exit": verdict.exit, "cause": verdict.cause, "stage": None, "pid": None}
+        self._subject.become(state, metrics=Missing("not running"), **changes)
 
     async def _back_off(self, attempt: int, delay_s: float, verdict: Verdict) -> bool:
-        self._subject.keep(attempt=attempt)
-        self._rest(ServerState.BACKOFF, verdict, attempt=attempt, retry_at=time.time() + delay_s)
+        retry_at = time.time() + delay_s
+        self._subject.keep(attempt=attempt, retry_at=retry_at)
+        self._rest(ServerState.BACKOFF, verdict, attempt=attempt, retry_at=retry_at)
         self._subject.tell("backoff", f"attempt {attempt + 1} in {delay_s:.0f} s")
+        return await self._await_retry()
+
+    async def _await_retry(self) -> bool:
+        """Wait until the next attempt is due; returns whether there is to be one."""
+        delay_s = min(max(0.0, (self.record.retry_at or 0.0) - time.time()), LONGEST_BACKOFF_S)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop_asked.wait(), delay_s)
             if not self.record.again:
+                self._subject.keep(retry_at=None)
+                self._subject.around.ledger.release(self.record.name)
                 self._subject.become(ServerState.STOPPED, retry_at=None)
                 return False
         return True
@@ -263,9 +304,11 @@ class Supervisor:
             launched_at=now,
             wanted=True,
             again=False,
+            retry_at=None,
             ready_at=None,
             exit=None,
             cause=None,
+            card=None,
             ended=False,
         )
         self._subject.begin_again()

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from backends.keeper.boxwatch import BoxWatch
 from backends.keeper.events import Hub
+from backends.ledger import Ledger
 from backends.metrics.series import SeriesStore
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The keeper's broadcast, its memory of figures, its eye on the box, and the ports that are taken."""
+    """The keeper's broadcast, its memory of figures, its eye on the box, the ledger, and the ports that are taken."""
 
     hub: Hub
     series: SeriesStore
     box: BoxWatch
+    ledger: Ledger
     taken_ports: Callable[[], set[int]]

@@ -46,6 +46,8 @@ GUARD_KILLED = "guard was killed"
 LOG_CLOSE_S = 5.0
 DRAIN_LIMIT_S = 1.0
 FACTS_RETRY_S = 1.0
+GRANT_LIMIT_S = 2.0
+GRANT_LOOK_S = 0.02
 FACTS_TRIES = 10
 
 
@@ -125,7 +127,7 @@ class Shim:
     def __init__(self, spec: Spec, tell: int) -> None:
         """`tell` is the pipe to the command that started it."""
         self._spec, self._tell = spec, tell
-        self._locks = [self._lock(path) for path in spec["locks"]]
+        self._locks = [*map(self._lock, spec["locks"]), *map(self._lock_shared, spec["grants"])]
         self._sink = Sink(spec["log"], spec["log_max_bytes"], spec["log_parts"], spec["progress"])
         self._wake = wake_on(signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD)
         self._channel, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -323,6 +325,21 @@ class Shim:
         except BlockingIOError:
             raise OSError(f"{path} is locked by another process") from None
         return fd
+
+    @staticmethod
+    def _lock_shared(path: str) -> int:
+        """Hold a grant of the ledger, beside the keeper; who asks whether it is held locks it for a moment."""
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        deadline = time.monotonic() + GRANT_LIMIT_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OSError(f"{path} is locked by another process") from None
+                time.sleep(GRANT_LOOK_S)
+            else:
+                return fd
 
     def _unlock(self) -> None:
         """Free the locks, which the shim and the guard hold together."""

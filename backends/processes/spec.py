@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         facts: str
         progress: str
         locks: list[str]
+        grants: list[str]
         term_again_s: float
         kill_after_s: float
 
@@ -47,6 +48,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "facts": str,
     "progress": str,
     "locks": list,
+    "grants": list,
     "term_again_s": (int, float),
     "kill_after_s": (int, float),
 }

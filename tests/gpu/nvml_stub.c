@@ -190,6 +190,31 @@ int nvmlDeviceGetIndex(void *device, uint *out) {
     return state;
 }
 
+/* Two GPUs with the same `nvlink` are linked, two with the same `numa` hang on one node. */
+static int same(void *one, void *other, const char *key, int *out) {
+    Section *section;
+    char values[2][112];
+    for (int i = 0; i < 2; i++) {
+        int state = section_of(i ? other : one, &section);
+        if (!state) state = text_of(section, key, values[i], sizeof values[i]);
+        if (state) return state;
+    }
+    *out = !strcmp(values[0], values[1]);
+    return OK;
+}
+
+int nvmlDeviceGetP2PStatus(void *one, void *other, int what, int *out) {
+    int linked = 0, state = same(one, other, "nvlink", &linked);
+    if (!state) *out = linked && what == 2 ? 0 : 4;
+    return state;
+}
+
+int nvmlDeviceGetTopologyCommonAncestor(void *one, void *other, int *out) {
+    int shared = 0, state = same(one, other, "numa", &shared);
+    if (!state) *out = shared ? 40 : 50;
+    return state;
+}
+
 /* Readings. */
 
 int nvmlDeviceGetName(void *device, char *out, uint size) { return device_text(device, "name", out, size); }

@@ -177,6 +177,7 @@ class Box:
 def box_in(home: Path, kind: type[Box] = Box) -> Iterator[Box]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPUBOX_HOME", str(home))
+        patch.setenv("GPUBOX_LEDGER", str(home / "ledger"))
         box = kind(home)
         try:
             yield box

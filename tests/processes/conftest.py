@@ -109,6 +109,7 @@ class Launcher:
             "facts": str(base / "launch" / "process.json"),
             "progress": str(base / "launch" / "progress.json"),
             "locks": [],
+            "grants": [],
             "term_again_s": 0.2,
             "kill_after_s": 5.0,
         }

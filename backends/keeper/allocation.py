@@ -1,0 +1,104 @@
+"""Which GPUs a start gets: the profile's needs, laid before `backends.gpus.selection`, and what the ledger grants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backends.errors import GpuBusyError, NoSuchGpuError, UsageError
+from backends.gpus.selection import Selection, select
+from backends.snapshots import Box, Gpu, Missing, StartRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from backends.ledger import Ledger
+    from profiles.schema import Profile
+
+VLLM_SMALLEST_DEFAULT_UTILIZATION = 0.9
+"""vLLM's default has been 0.9 and 0.92: the smaller one decides what is refused before it is tried."""
+
+
+def choose_gpus(profile: Profile, request: StartRequest, box: Box) -> Selection:
+    """Choose the GPUs of a start on a box whose readings say who holds what.
+
+    Raises UsageError, NoSuchGpuError and GpuBusyError as `select` does.
+    """
+    wanted = request.gpus
+    if wanted == ("cpu",) or (wanted is None and profile.gpus == "cpu"):
+        return Selection((), "on the CPU")
+    if profile.gpus == "cpu":
+        raise UsageError(f"profile {profile.name} is for the CPU", "copy it and set gpus, or say --gpus cpu")
+    fraction = _needed_fraction(profile)
+    return select(
+        box.gpus,
+        wanted or ("auto",),
+        profile.gpus,
+        _fixed_bytes(profile, box.gpus),
+        needed_fraction=fraction,
+        count_why=_count_why(profile),
+        memory_why="kv_cache_memory_bytes" if fraction is None else f"gpu_memory_utilization {fraction}",
+        share=profile.share,
+        visible=request.environ.get("CUDA_VISIBLE_DEVICES"),
+        no_gpus=box.no_gpus,
+    )
+
+
+def reserved(profile: Profile, gpus: tuple[Gpu, ...]) -> dict[str, int | None]:
+    """Return what a start takes of each GPU, in bytes by UUID; None is all of it: a profile that does not share."""
+    if not profile.share:
+        return {gpu.uuid: None for gpu in gpus}
+    fraction = _needed_fraction(profile)
+    if fraction is None:
+        fixed = _fixed_bytes(profile, gpus)
+        return {gpu.uuid: fixed for gpu in gpus}
+    return {gpu.uuid: int(_usable(gpu) * fraction) for gpu in gpus}
+
+
+def indices_of(uuids: tuple[str, ...], box: Box) -> tuple[int, ...]:
+    """Return the indices that GPUs have now; raises NoSuchGpuError where one is gone."""
+    by_uuid = {gpu.uuid: gpu for gpu in box.gpus}
+    for uuid in uuids:
+        if uuid not in by_uuid:
+            raise NoSuchGpuError(f"GPU {uuid} is not in this box any more")
+        if by_uuid[uuid].refusal:
+            raise NoSuchGpuError(f"GPU {by_uuid[uuid].index} cannot be assigned: {by_uuid[uuid].refusal}")
+    return tuple(by_uuid[uuid].index for uuid in uuids)
+
+
+def grant_again(ledger: Ledger, server: str, memory: Mapping[str, int | None]) -> tuple[str, ...]:
+    """Renew a server's grants, which a keeper before this one let go when it died; blocks for a moment.
+
+    Returns the ledger's files; raises GpuBusyError where somebody else was granted a GPU meanwhile, and KeeperError.
+    """
+    with ledger.changing():
+        granted = ledger.grants()
+        for uuid, memory_bytes in memory.items():
+            others = [one for one in granted.get(uuid, ()) if not (one.ours and one.server == server)]
+            if any(memory_bytes is None or other.memory_bytes is None for other in others):
+                raise GpuBusyError(f"GPU {uuid} was given to {others[0].server} of {others[0].user} meanwhile")
+        return ledger.grant(server, memory)
+
+
+def _usable(gpu: Gpu) -> int:
+    used, free, total = gpu.memory_used_bytes, gpu.memory_free_bytes, gpu.memory_total_bytes
+    if isinstance(used, Missing) or isinstance(free, Missing):
+        return 0 if isinstance(total, Missing) else total
+    return used + free
+
+
+def _needed_fraction(profile: Profile) -> float | None:
+    """Return the share of a GPU's memory that must be free, or vLLM ends at once; None where that is not known."""
+    if profile.engine != "vllm" or "kv_cache_memory_bytes" in profile.args:
+        return None
+    asked = profile.args.get("gpu_memory_utilization", VLLM_SMALLEST_DEFAULT_UTILIZATION)
+    return float(asked) if isinstance(asked, int | float) else None
+
+
+def _fixed_bytes(profile: Profile, gpus: tuple[Gpu, ...]) -> int | None:
+    """Return what a start with kv_cache_memory_bytes takes of each GPU; None where it is not known."""
+    return None
+
+
+def _count_why(profile: Profile) -> str:
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    return ", ".join(f"{size} {profile.args[size]}" for size in sizes if size in profile.args)
