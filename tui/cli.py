@@ -199,6 +199,22 @@ def chat(
     )
 
 
+@app.command(epilog="Exit codes: 0 it fits, if tightly; 1 it does not fit, or that cannot be told; 2–5 as for a start.")
+def fit(
+    ctx: typer.Context,
+    profile: Annotated[str, typer.Argument(help="The profile's name, or the path of its file.")],
+    gpus: Annotated[str | None, typer.Option(help="GPU indices or UUID prefixes (6,7), 'auto', or 'cpu'.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="An engine argument over the profile's.")] = None,
+    json: Json = False,
+) -> int:
+    """Tell whether a profile fits, and into which GPUs, from the model's files: nothing is downloaded or started."""
+    from tui.headless.fit import fit as tell
+
+    chosen = None if gpus is None else tuple(part.strip() for part in gpus.split(",") if part.strip())
+    intent = LaunchIntent(profile, chosen, sets=tuple(sets or ()))
+    return tell(read_launchable(open_store(ctx.obj), profile), intent, json=json)
+
+
 @app.command()
 def doctor(
     json: Json = False,

@@ -85,7 +85,7 @@ def model_folders(profile: Profile, environ: Mapping[str, str]) -> tuple[Path, .
         return (folder,) if folder.is_dir() else Missing(f"there is no folder {folder}")
     caches = _modelscope_folders(profile.model, environ) if profile.source == "modelscope" else _hub(profile, environ)
     there = tuple(folder for folder in caches if folder.is_dir())
-    return there or Missing(f"{profile.model} is not on this machine: download it first")
+    return there or Missing(f"{profile.model} is not on this machine: download it first (hf download {profile.model})")
 
 
 def hub_cache(environ: Mapping[str, str]) -> Path:

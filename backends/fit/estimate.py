@@ -29,7 +29,6 @@ TIGHT_CONCURRENCY = 2.0
 TIGHT_FREE_BYTES = 256 << 20
 UNRECORDED_BYTES = 4 << 30
 """So much beyond what the log names may have been taken from the KV cache (newer vLLM takes an estimate of graphs)."""
-NO_GPU_BYTES = 1 << 30
 
 
 class Verdict(StrEnum):
@@ -338,7 +337,7 @@ def _judge(case: Case, sums: Sums, needed: int | Missing) -> tuple[Verdict, str]
     free = room.free_bytes
     if isinstance(free, int) and wanted > free:
         held = f"; held by {', '.join(room.holders)}" if room.holders else ""
-        return Verdict.NO, f"it takes {gib(wanted)}, {gib(free)} is free on {room.where}{held}"
+        return Verdict.NO, f"it takes {gib(wanted)}, {gib(free)} can be had on {room.where}{held}"
     if isinstance(tokens, Missing):
         return (Verdict.FITS if isinstance(sums.layout, Layout) else Verdict.UNKNOWN), tokens.reason
     several = f"{tokens:,} tokens of KV cache"
@@ -352,11 +351,11 @@ def _judge(case: Case, sums: Sums, needed: int | Missing) -> tuple[Verdict, str]
 
 
 def _wanted_at_start(case: Case, needed: int) -> int:
-    """Return the bytes that must be free: vLLM insists on its whole share of a GPU, whatever it puts there."""
+    """Return the bytes that must be free: vLLM insists on its whole share, whatever it puts there."""
     usable, settings = case.room.usable_bytes, case.settings
     if isinstance(usable, Missing) or settings.engine == "transformers" or settings.space_bytes is not None:
         return needed
-    return max(needed, math.ceil(settings.utilization * usable)) if case.room.count else needed
+    return max(needed, math.ceil(settings.utilization * usable))
 
 
 def least_memory(case: Case, sums: Sums) -> int:

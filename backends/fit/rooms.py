@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from backends.snapshots import Gpu, Host, Missing
 
@@ -57,9 +60,10 @@ def gpu_room(gpus: Sequence[Gpu], *, share: bool = False) -> Room:
     )
 
 
-def host_room(host: Host) -> Room:
-    """Return what a server on the CPU may have."""
-    return Room(0, "CPU", host.memory_total_bytes, host.memory_available_bytes)
+def host_room(host: Host, nodes: Path = Path("/sys/devices/system/node")) -> Room:
+    """Return what a server on the CPU may have: of several memory nodes only that of the first CPU, as vLLM does."""
+    total, available = _first_node(nodes)
+    return Room(0, "CPU", int(min(total, host.memory_total_bytes)), int(min(available, host.memory_available_bytes)))
 
 
 def unknown_room(count: int) -> Room:
@@ -79,6 +83,19 @@ def freest(gpus: Sequence[Gpu], count: int, *, share: bool = False) -> tuple[Gpu
         return (bool(_refusal(gpu, share)), -(free >> 30), gpu.index)
 
     return tuple(sorted(sorted((gpu for gpu in gpus if not gpu.refusal), key=rank)[:count], key=lambda gpu: gpu.index))
+
+
+def _first_node(nodes: Path) -> tuple[float, float]:
+    """Return the total and the available bytes of the first CPU's memory node; infinite where there are no nodes."""
+    first = min(os.sched_getaffinity(0))
+    found = next((folder for folder in sorted(nodes.glob("node[0-9]*")) if (folder / f"cpu{first}").exists()), None)
+    try:
+        lines = (found / "meminfo").read_text().splitlines() if found else []
+    except OSError:
+        lines = []
+    said = {words[2].rstrip(":"): int(words[3]) * 1024 for line in lines if len(words := line.split()) >= 4}
+    free = [said[name] for name in ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable") if name in said]
+    return said.get("MemTotal", math.inf), sum(free) if free else math.inf
 
 
 def _refusal(gpu: Gpu, share: bool) -> str:

@@ -57,7 +57,7 @@ def _cache_lines(case: Case, sums: Sums, each: str) -> list[str]:
         return ["      none  KV cache: an encoder keeps nothing"]
     if isinstance(kv, int):
         why = " (as set)" if settings.space_bytes is not None and not settings.blocks else ""
-        why = f" ({settings.blocks} blocks, as set)" if settings.blocks else why
+        why = f" ({settings.blocks} blocks, as set)" if settings.blocks and isinstance(layout, Layout) else why
         lines.append(f"{gib(kv):>10}  KV cache{each}{why}")
     if isinstance(layout, Missing):
         lines.append(f"         ?  a token's KV cache: {layout.reason}")
