@@ -166,6 +166,19 @@ def forget(name: Name) -> int:
 
 
 @app.command()
+def reap(
+    pid: Annotated[int | None, typer.Argument(help="A foreign process to end instead, by its pid.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before orphans are killed.")] = False,
+    confirm: Annotated[int | None, typer.Option(help="The foreign process's pid once more, in scripts.")] = None,
+    json: Json = False,
+) -> int:
+    """End what servers left behind when they were killed; or a foreign process on a GPU, once its pid was typed."""
+    from tui.headless.reap import reap as do_reap
+
+    return do_reap(pid, yes=yes, confirm=confirm, as_json=json)
+
+
+@app.command()
 def logs(
     name: Name,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the log grows.")] = False,
