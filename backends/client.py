@@ -54,8 +54,12 @@ class KeeperLink(Protocol):
         """Stop a server (drain, SIGTERM, SIGKILL); `force` goes straight to SIGKILL. Returns once it is stopping."""
         ...
 
-    async def restart(self, name: str) -> Server:
-        """Stop a server where it runs, and start it again as it was started."""
+    async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
+        """Stop a server where it runs, and start it again as it was; one that has ended, also with another profile."""
+        ...
+
+    async def profile(self, name: str) -> dict[str, Any]:
+        """Return the profile that a server was started with, as its TOML would say it, overrides merged."""
         ...
 
     async def forget(self, name: str) -> None:
@@ -150,9 +154,15 @@ class KeeperClient:
         answer: Server = _read(Server, self.request("POST", f"{_server(name)}/stop?force={int(force)}"))
         return answer
 
-    def restart(self, name: str) -> Server:
+    def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
         """See KeeperLink."""
-        answer: Server = _read(Server, self.request("POST", f"{_server(name)}/restart"))
+        body = None if profile is None else json.dumps(profile).encode()
+        answer: Server = _read(Server, self.request("POST", f"{_server(name)}/restart", body))
+        return answer
+
+    def profile(self, name: str) -> dict[str, Any]:
+        """See KeeperLink."""
+        answer: dict[str, Any] = _read(dict[str, Any], self.request("GET", f"{_server(name)}/profile"))
         return answer
 
     def forget(self, name: str) -> None:
@@ -225,9 +235,13 @@ class AsyncKeeper:
         """See KeeperLink."""
         return await asyncio.to_thread(self._client.stop, name, force=force)
 
-    async def restart(self, name: str) -> Server:
+    async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
         """See KeeperLink."""
-        return await asyncio.to_thread(self._client.restart, name)
+        return await asyncio.to_thread(self._client.restart, name, profile)
+
+    async def profile(self, name: str) -> dict[str, Any]:
+        """See KeeperLink."""
+        return await asyncio.to_thread(self._client.profile, name)
 
     async def forget(self, name: str) -> None:
         """See KeeperLink."""

@@ -125,7 +125,7 @@ class SimulatedKeeper:
             self._take(life)
         return server_at(life, now)
 
-    async def restart(self, name: str) -> Server:
+    async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
         """See KeeperLink."""
         life = self._life(name)
         if self._server(name).is_live:
@@ -133,6 +133,11 @@ class SimulatedKeeper:
             return await self.stop(name)
         self._launch_again(life)
         return self._server(name)
+
+    async def profile(self, name: str) -> dict[str, Any]:
+        """See KeeperLink."""
+        life = self._life(name)
+        return {"name": life.profile, "engine": life.engine, "model": life.model}
 
     async def forget(self, name: str) -> None:
         """See KeeperLink."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -88,15 +89,24 @@ class Routes:
         return _json(dump(self._servers.stop(request.path_params["name"], force=force)))
 
     async def restart(self, request: Request) -> Response:
-        """Restart a server."""
+        """Restart a server, with the profile in the body where there is one."""
+        body = await request.body()
+        try:
+            profile = json.loads(body) if body else None
+        except ValueError as problem:
+            raise UsageError(f"this is no profile: {problem}") from problem
         self._foreign.check(request.path_params["name"])
-        return _json(dump(await self._servers.restart(request.path_params["name"])))
+        return _json(dump(await self._servers.restart(request.path_params["name"], profile)))
 
     async def forget(self, request: Request) -> Response:
         """Forget a server."""
         self._foreign.check(request.path_params["name"])
         self._servers.forget(request.path_params["name"])
         return Response(status_code=204)
+
+    async def profile(self, request: Request) -> Response:
+        """The profile that a server was started with."""
+        return JSONResponse(self._servers.profile(request.path_params["name"]))
 
     async def connection(self, request: Request) -> Response:
         """Tell how to talk to an engine."""
@@ -160,6 +170,7 @@ class Routes:
                 Route(name, self.forget, methods=["DELETE"]),
                 Route(f"{name}/stop", self.stop, methods=["POST"]),
                 Route(f"{name}/restart", self.restart, methods=["POST"]),
+                Route(f"{name}/profile", self.profile),
                 Route(f"{name}/connection", self.connection),
                 Route(f"{name}/series", self.server_series),
                 Route("/v1/gpus/{uuid}/series", self.gpu_series),

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import time
+from typing import Any
 
 from backends import paths
 from backends.engines.base import ENGINE_LABEL
@@ -164,15 +165,24 @@ class Servers:
             supervisor.stop(force=force)
         return supervisor.server
 
-    async def restart(self, name: str) -> Server:
-        """Start a server again as it was started; where it lives, stop it first and keep its GPUs."""
+    async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
+        """Start a server again as it was started; where it lives, stop it first and keep its GPUs.
+
+        Another `profile` is for a server that has ended; raises ConflictError where it lives.
+        """
         supervisor = self._named(name)
         if supervisor.server.is_live:
+            if profile is not None:
+                raise ConflictError(f"server {name} is {supervisor.server.state}", "stop it before its profile changes")
             supervisor.restart()
             return supervisor.server
         record = supervisor.record
         gpus = record.gpus or ("cpu",)  # by UUID: indices change when a GPU is lost or added
-        return await self.start(StartRequest(record.profile, record.environ, name, gpus, record.asked_port))
+        return await self.start(StartRequest(profile or record.profile, record.environ, name, gpus, record.asked_port))
+
+    def profile(self, name: str) -> dict[str, Any]:
+        """Return the profile that a server was started with, overrides merged."""
+        return self._named(name).record.profile
 
     def forget(self, name: str) -> None:
         """Drop a server that has no process; its logs stay."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Any
 
 from textual.pilot import Pilot
 
@@ -78,9 +79,12 @@ class FakeLink:
         self._note("stop", name, force)
         return self.state.servers[0]
 
-    async def restart(self, name: str) -> Server:
+    async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
         self._note("restart", name)
         return self.state.servers[0]
+
+    async def profile(self, name: str) -> dict[str, Any]:
+        return {"name": name, "model": "/models/x"}
 
     async def forget(self, name: str) -> None:
         self._note("forget", name)
