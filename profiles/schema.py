@@ -42,6 +42,7 @@ OWNED_ARGS = {
     "gpus": "it is a key of the profile, not of [args]; at launch say --gpus 6,7",
     "hub_endpoint": "it is a key of the profile, not of [args]",
     "drain_s": "it is a key of the profile, not of [args]",
+    "start_timeout_s": "it is a key of the profile, not of [args]",
     "api_key": 'say where the key is: [secrets] api_key = "env:NAME"',
     "hf_token": 'say where the token is: [secrets] hf_token = "env:HF_TOKEN"',
     "uds": "delete it: gpubox talks to its engines over TCP",
@@ -226,6 +227,7 @@ class Profile(_Part):
     port: Annotated[int | Literal["auto"], BeforeValidator(_port)] = "auto"
     python: Annotated[str, AfterValidator(_python)] | None = None
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    start_timeout_s: Annotated[float, Field(gt=0, le=604800)] | None = None
     args: _Args = {}
     env: _Environ = {}
     secrets: _References = {}

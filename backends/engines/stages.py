@@ -14,6 +14,8 @@ from backends.engines.base import StageMark
 from backends.snapshots import Stage, StageTime
 
 DOWNLOAD, WEIGHTS = "download", "weights"
+TURN = "turn"
+"""The wait for other starts on the same GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def stage_names(signs: Sequence[Sign]) -> tuple[str, ...]:
 
 _STEPS = (
     sign("prepare", r" gpubox: \S+: prepare, pid \d+: "),
+    sign(TURN, r" gpubox: \S+: turn, pid \d+: "),
     sign("boot", r" gpubox: \S+: boot, pid \d+: "),
     sign("prepare", r"training the demo model: (?P<pct>\d+)%(?P<rest>.*)", "training the demo model{rest}"),
 )
@@ -140,8 +143,8 @@ class StageTracker:
     def _move(self, mark: StageMark, at: float) -> None:
         stage = self.stage
         if stage is None:
-            # What comes before the first mark belongs to the first stage: there is no other to count it to.
-            self._begin(mark, self._launched_at)
+            # What comes before the first mark of a log that tells no steps belongs to the first stage.
+            self._begin(mark, at if mark.name in STEPS else self._launched_at)
         elif mark.name == stage.name:
             progress = stage.progress if mark.progress is None else mark.progress
             self.stage = Stage(stage.name, stage.since, progress, mark.detail or stage.detail)

@@ -28,10 +28,12 @@ from backends.keeper.app import Routes
 from backends.keeper.boxwatch import BoxWatch
 from backends.keeper.events import Hub
 from backends.keeper.foreign import ForeignServers
+from backends.keeper.history import History
 from backends.keeper.servers import Servers
 from backends.keeper.surroundings import Surroundings
 from backends.ledger import Ledger
 from backends.metrics.series import SeriesStore
+from backends.records import Records
 from backends.snapshots import KeeperInfo
 
 log = logging.getLogger("backends.keeper")
@@ -120,7 +122,8 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     hub, series = Hub(), SeriesStore()
     sampler = BoxSampler(Nvml(), HostReader())
     box = BoxWatch(sampler.sample, hub, series, lambda: servers.grants(), lambda: servers.roots())
-    servers = Servers(Surroundings(hub, series, box, Ledger(), lambda: servers.taken_ports()))
+    history = History(Records(paths.records_path()))
+    servers = Servers(Surroundings(hub, series, box, Ledger(), history, lambda: servers.taken_ports()))
     foreign = ForeignServers(hub, series, box.box, servers.roots, lambda: [one.name for one in servers.snapshots()])
     last_use = time.monotonic()
 
@@ -166,6 +169,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     await foreign.detach()
     await servers.detach()
     await serving
+    await asyncio.to_thread(history.close)
     log.info("the keeper ends")
 
 

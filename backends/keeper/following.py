@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.engines.base import StageMark
-from backends.engines.stages import StageTracker
+from backends.errors import GpuboxError
 from backends.keeper.ports import is_listened_on_by
+from backends.keeper.progress import StartWatch
+from backends.keeper.scouting import Scout
 from backends.metrics.rates import MetricsTracker
 from backends.metrics.scrape import parse
 from backends.metrics.series import server_figures
 from backends.processes.facts import read_progress
 from backends.processes.logs import LogFollower
-from backends.snapshots import Missing, ServerState
+from backends.snapshots import Missing, ServerState, StartProgress
 
 if TYPE_CHECKING:
     from backends.engines.http import EngineHttp
@@ -23,35 +25,83 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.25
 PROBE_S = 0.5
+SCOUT_S = 1.0
 SCRAPE_S = 1.0
 HEALTH_S = 5.0
 UNRESPONSIVE_AFTER = 5
 """So many failed looks in a row (each may take seconds) make a ready server unresponsive."""
 
 
+class StartTimeoutError(GpuboxError):
+    """The start took longer than the profile allows."""
+
+
 async def follow_start(subject: Subject, http: EngineHttp) -> None:
-    """Show the stages that the log tells, until the engine itself says that it is ready."""
-    follower, tracker = LogFollower(Path(subject.record.log_path)), StageTracker(subject.engine.stages, subject.record.launched_at)
-    next_probe = 0.0
-    while subject.state is ServerState.STARTING:
-        for line in await asyncio.to_thread(follower.poll):
-            _see(subject, tracker, subject.engine.mark(line))
-        progress = read_progress(subject.record.progress_path)
-        if progress is not None:
-            _see(subject, tracker, subject.engine.mark(progress.text))
-        facts = subject.facts()
-        if facts is not None and facts.engine is not None and facts.engine.pid != subject.server.pid:
-            subject.show(pid=facts.engine.pid)
-        if facts is not None and facts.step:
-            _see(subject, tracker, StageMark(facts.step))
-        if time.monotonic() >= next_probe:
-            next_probe = time.monotonic() + PROBE_S
-            if await _becomes_ready(subject, http):
-                return
-        await asyncio.sleep(LOOK_S)
+    """Show what the start is at and how far, until the engine itself says that it is ready.
+
+    Raises StartTimeoutError once it has taken longer than the profile's `start_timeout_s`, which by default is never.
+    """
+    record, profile = subject.record, subject.profile
+    earlier = await subject.around.history.begun(subject)
+    watch = StartWatch(subject.engine, record.launched_at, earlier)
+    follower, scout = LogFollower(Path(record.log_path)), Scout(subject)
+    next_probe = next_scouting = 0.0
+    try:
+        while subject.state is ServerState.STARTING:
+            for line in await asyncio.to_thread(follower.poll):
+                watch.see_line(line, time.time())
+            progress = read_progress(record.progress_path)
+            if progress is not None:
+                watch.see_progress(progress.text, progress.at)
+            facts = subject.facts()
+            if facts is not None and facts.engine is not None and facts.engine.pid != subject.server.pid:
+                subject.show(pid=facts.engine.pid)
+            if facts is not None and time.monotonic() >= next_scouting:
+                next_scouting = time.monotonic() + SCOUT_S
+                await scout.look(facts.guard.pid, watch)
+            _show(subject, watch, scout.waits_for)
+            if time.monotonic() >= next_probe:
+                next_probe = time.monotonic() + PROBE_S
+                if await _becomes_ready(subject, http, watch):
+                    return
+            spent_s = watch.spent_s(time.time())
+            if profile.start_timeout_s is not None and spent_s > profile.start_timeout_s:
+                raise StartTimeoutError(
+                    f"not ready after {profile.start_timeout_s:g} s, which is its start_timeout_s"
+                    + (f"; it was at: {watch.stage.name}" if watch.stage else "")
+                )
+            await asyncio.sleep(LOOK_S)
+    finally:
+        follower.close()
 
 
-async def _becomes_ready(subject: Subject, http: EngineHttp) -> bool:
+def _show(subject: Subject, watch: StartWatch, waits_for: str) -> None:
+    """Show the newest progress where it differs in what a person would see."""
+    if subject.state is not ServerState.STARTING:
+        return
+    now, shown = time.time(), subject.server.progress
+    newer = watch.progress(now)
+    if newer.quiet_since is not None:
+        newer = replace(newer, waits_for=waits_for)
+        if shown is None or shown.quiet_since is None:
+            what = f"; it waits for {waits_for}" if waits_for else ""
+            subject.tell("wedged", f"looks wedged: nothing has moved for {now - newer.quiet_since:.0f} s{what}")
+    if watch.stage != subject.server.stage or watch.figures != subject.server.figures or _differ(newer, shown):
+        subject.show(stage=watch.stage, progress=newer, figures=watch.figures)
+
+
+def _differ(newer: StartProgress, shown: StartProgress | None) -> bool:
+    if shown is None:
+        return True
+
+    def seen(one: StartProgress) -> StartProgress:
+        eta_at = None if one.eta_s is None else round(one.at + one.eta_s)
+        return replace(one, at=0.0, eta_s=eta_at, ratio=None if one.ratio is None else round(one.ratio, 2))
+
+    return seen(newer) != seen(shown)
+
+
+async def _becomes_ready(subject: Subject, http: EngineHttp, watch: StartWatch) -> bool:
     """Ask the engine; an answer counts only where it comes from the server's own tree."""
     readiness = await subject.engine.probe(http, subject.server.served_name)
     ours = readiness.ready and await asyncio.to_thread(_has_its_port, subject)
@@ -61,11 +111,13 @@ async def _becomes_ready(subject: Subject, http: EngineHttp) -> bool:
     told = {
         "ready_at": now,
         "kind": readiness.kind,
-        "engine_version": readiness.version,
+        "engine_version": readiness.version or watch.version,
         "max_model_len": readiness.max_model_len,
     }
     subject.keep(**told)
-    subject.become(ServerState.READY, stage=None, **told)
+    progress = replace(watch.progress(now), done=watch.done(now), ratio=1.0, eta_s=None, quiet_since=None)
+    subject.become(ServerState.READY, stage=None, progress=progress, figures=watch.figures, **told)
+    subject.around.history.ready(subject)
     subject.tell("ready", f"ready in {now - subject.record.launched_at:.0f} s at {subject.server.address}")
     return True
 
@@ -73,6 +125,8 @@ async def _becomes_ready(subject: Subject, http: EngineHttp) -> bool:
 async def follow_ready(subject: Subject, http: EngineHttp, scraped: asyncio.Event) -> None:
     """Scrape once a second where the engine has metrics; a server that answers nothing for long is unresponsive."""
     tracker, failures, next_health = MetricsTracker(), 0, 0.0
+    if subject.server.figures is None:
+        subject.show(figures=await subject.around.history.figures_of(subject.record))
     while True:
         begun = time.monotonic()
         try:
@@ -105,8 +159,3 @@ async def follow_ready(subject: Subject, http: EngineHttp, scraped: asyncio.Even
 def _has_its_port(subject: Subject) -> bool:
     facts = subject.facts()
     return facts is not None and is_listened_on_by(facts.guard.pid, subject.record.port)
-
-
-def _see(subject: Subject, tracker: StageTracker, mark: StageMark | None) -> None:
-    if tracker.see(mark, time.time()) and subject.state is ServerState.STARTING:
-        subject.show(stage=tracker.stage)

@@ -17,7 +17,7 @@ from backends.engines.http import EngineHttp
 from backends.errors import GpuboxError
 from backends.keeper.allocation import grant_again, indices_of
 from backends.keeper.ending import LONGEST_BACKOFF_S, Verdict, judge, next_attempt
-from backends.keeper.following import follow_ready, follow_start
+from backends.keeper.following import StartTimeoutError, follow_ready, follow_start
 from backends.keeper.launching import engine_environ, launch_name, readable, shim_spec, tidy
 from backends.keeper.ports import choose_port
 from backends.keeper.record import Record, erase
@@ -47,6 +47,7 @@ class Supervisor:
     ) -> None:
         self._subject = Subject(record, profile, engine, around, state)
         self._turn = Turn(self._subject)
+        self._took_too_long: str | None = None
         self._scraped = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -128,7 +129,7 @@ class Supervisor:
                     problem = await self._launch()
                 if problem is None:
                     await self._attend()
-                    again = await self._conclude()
+                    again = await self._conclude(self._took_too_long if self.record.wanted else None)
                 else:
                     again = await self._conclude(problem)
                 if not again:
@@ -214,6 +215,10 @@ class Supervisor:
                     await follow_start(self._subject, http)
                 self._turn.give_back()
                 await follow_ready(self._subject, http, self._scraped)
+        except StartTimeoutError as timeout:
+            self._took_too_long = timeout.message
+            self._subject.tell("timeout", f"ended: {timeout.message}")
+            self._signal(signal.SIGTERM)
         except Exception:
             log.exception("looking after %s failed", self.record.name)
 
@@ -260,6 +265,7 @@ class Supervisor:
             self._subject.around.ledger.release(self.record.name)
         changes |= {"exit": verdict.exit, "cause": verdict.cause, "stage": None, "pid": None}
         self._subject.become(state, metrics=Missing("not running"), **changes)
+        self._subject.around.history.ended(self._subject)
 
     async def _back_off(self, attempt: int, delay_s: float, verdict: Verdict) -> bool:
         retry_at = time.time() + delay_s
@@ -295,6 +301,7 @@ class Supervisor:
     def _relaunch(self) -> None:
         """Make the record of the next launch, on the same GPUs and port, and go back to starting."""
         self._stop_asked.clear()
+        self._took_too_long = None
         if self._stopping is not None:
             self._stopping.cancel()
         now = time.time()

@@ -169,5 +169,6 @@ def test_each_step_of_a_launch_is_told_by_the_shim() -> None:
     engine, tracker = engine_named("vllm"), StageTracker(engine_named("vllm").stages, 100.0)
     tracker.see(engine.mark("2026-11-21T12:00:00.000+00:00 gpubox: demo: prepare, pid 7: python train.py"), 100.5)
     tracker.see(engine.mark("2026-11-21T12:00:00.000+00:00 training the demo model: 50% loss 1.2"), 101.0)
-    tracker.see(engine.mark("2026-11-21T12:00:02.000+00:00 gpubox: demo: boot, pid 8: python -m vllm"), 102.0)
-    assert tracker.done(105.0) == (StageTime("prepare", 2.0), StageTime("boot", 3.0))
+    tracker.see(engine.mark("2026-11-21T12:00:02.000+00:00 gpubox: demo: turn, pid 8: python gate.py"), 102.0)
+    tracker.see(engine.mark("2026-11-21T12:00:09.000+00:00 gpubox: demo: boot, pid 9: python -m vllm"), 109.0)
+    assert tracker.done(112.0) == (StageTime("prepare", 1.5), StageTime("turn", 7.0), StageTime("boot", 3.0))
