@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.engines.diagnosis import PORT_IN_USE, cause_of_end
+from backends.diagnosis.card import PORT_IN_USE, cause_line, diagnose
+from backends.diagnosis.ended import how_it_ended
 from backends.processes.facts import ProcessFacts
-from backends.snapshots import Exit, ServerState
+from backends.snapshots import Card, Exit, ServerState
 
 if TYPE_CHECKING:
     from backends.keeper.record import Record
@@ -22,21 +23,37 @@ LONGEST_BACKOFF_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The state a launch ends in, how its engine ended, and the cause where that was not asked for."""
+    """The state a launch ends in, how its engine ended, and the cause where that was not asked for.
+
+    `card` says more of the cause, where the engine's log was asked.
+    """
 
     state: ServerState
     exit: Exit | None
     cause: str | None
     was_launched: bool = True
+    card: Card | None = None
 
     @property
     def lost_its_port(self) -> bool:
         """Whether somebody else got the port first."""
-        return self.cause is not None and self.cause.startswith(PORT_IN_USE)
+        return self.card is not None and self.card.cause == PORT_IN_USE
 
 
-def judge(record: Record, facts: ProcessFacts | None, launch_problem: str | None) -> Verdict:
-    """Judge a launch that is over, by its log where nobody asked for the end; an unasked exit 0 is a failure, too."""
+def judge(
+    record: Record,
+    facts: ProcessFacts | None,
+    launch_problem: str | None,
+    *,
+    oom_killed: bool | None = None,
+    gpu_count: int | None = None,
+    gpu_memory_bytes: int | None = None,
+) -> Verdict:
+    """Judge a launch that is over, by its log where nobody asked for the end; an unasked exit 0 is a failure, too.
+
+    It reads the log, which may be long: not on an event loop. `oom_killed` says whether the kernel has killed for want
+    of memory, `gpu_count` and `gpu_memory_bytes` (of one GPU) what the box has, where that is known.
+    """
     if launch_problem is not None:
         return Verdict(ServerState.FAILED, None, launch_problem, was_launched=False)
     if facts is None or facts.phase != "exited":
@@ -45,7 +62,23 @@ def judge(record: Record, facts: ProcessFacts | None, launch_problem: str | None
     how = Exit(end.at, end.code, end.signal, asked) if end else None
     if asked:
         return Verdict(ServerState.STOPPED, how, None)
-    return Verdict(ServerState.FAILED, how, facts.error or cause_of_end(Path(record.log_path), end))
+    if facts.error:
+        return Verdict(ServerState.FAILED, how, facts.error)
+    try:
+        card = diagnose(
+            Path(record.log_path),
+            end,
+            record.profile,
+            port=record.port,
+            gpu_count=gpu_count,
+            gpu_memory_bytes=gpu_memory_bytes,
+            oom_killed=oom_killed,
+        )
+    except OSError as problem:
+        cause = f"{how_it_ended(end, oom_killed=oom_killed)} (its log cannot be read: {problem})"
+        return Verdict(ServerState.FAILED, how, cause)
+    cause = cause_line(card, end, oom_killed=oom_killed, dropped_lines=facts.dropped_lines)
+    return Verdict(ServerState.FAILED, how, cause, card=card)
 
 
 def next_attempt(record: Record, restart: Restart, now: float) -> tuple[int, float] | None:
