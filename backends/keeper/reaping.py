@@ -75,7 +75,7 @@ def _check_foreign(box: Box, pid: int, origin: Origin, known: frozenset[int]) ->
         raise ConflictError(f"pid {pid} is a process of server {origin.server}", f"gpubox stop {origin.server}")
     ours = {os.getpid(), *(seen.pid for seen in line_of(os.getpid()))}
     if pid in ours:
-        raise ConflictError(f"pid {pid} is gpubox itself", "gpubox shutdown ends the keeper")
+        raise ConflictError(f"pid {pid} is the keeper, or has started it", "gpubox shutdown ends the keeper")
     on_gpu = {p.pid for gpu in box.gpus if not isinstance(gpu.processes, Missing) for p in gpu.processes}
     if pid not in on_gpu | known and origin.owner is not Owner.ORPHAN:
         raise ConflictError(f"pid {pid} holds no GPU memory and is no model server", "gpubox leaves it alone")

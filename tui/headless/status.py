@@ -6,10 +6,12 @@ import json
 import sys
 import time
 
-from backends.offline import snapshot_now
-from backends.snapshots import Gpu, Missing, Server, ServerState, Snapshot, dump
-from tui.format import NOTHING, count, duration, fit, gib, indices, percent, short_gpu_name, shown
+from backends.offline import orphans_now, snapshot_now
+from backends.orphans import Orphan
+from backends.snapshots import Gpu, Missing, Owner, Server, ServerState, Snapshot, dump
+from tui.format import NOTHING, count, duration, fit, gib, indices, memory, percent, short_gpu_name, shown
 from tui.headless.output import table
+from tui.owners import SIGNS, share_text, worth_telling
 
 WATCH_S = 1.0
 
@@ -19,7 +21,8 @@ def status(*, as_json: bool, watch: bool) -> int:
     try:
         while True:
             snapshot = snapshot_now()
-            text = dump(snapshot).decode() if as_json else "\n".join(lines(snapshot, time.time()))
+            orphans = orphans_now(snapshot)
+            text = _json(snapshot, orphans) if as_json else "\n".join(lines(snapshot, time.time(), orphans))
             if watch and not as_json and sys.stdout.isatty():
                 text = f"\x1b[H\x1b[2J{text}"
             print(json.dumps(json.loads(text), indent=None if watch else 2) if as_json else text, flush=True)
@@ -30,7 +33,12 @@ def status(*, as_json: bool, watch: bool) -> int:
         return 0
 
 
-def lines(snapshot: Snapshot, now: float) -> list[str]:
+def _json(snapshot: Snapshot, orphans: tuple[Orphan, ...]) -> str:
+    told = json.loads(dump(snapshot))
+    return json.dumps(told | {"orphans": json.loads(dump(orphans, tuple[Orphan, ...]))})
+
+
+def lines(snapshot: Snapshot, now: float, orphans: tuple[Orphan, ...] = ()) -> list[str]:
     """Return the state as text."""
     box = snapshot.box
     host = box.host
@@ -49,12 +57,38 @@ def lines(snapshot: Snapshot, now: float) -> list[str]:
     else:
         head.append(box.no_gpus or "no GPU")
     head.append("")
+    if told := _shares(snapshot) + _left_behind(orphans):
+        head += [*told, ""]
     if not snapshot.servers:
         return [*head, "no server yet; start one: gpubox --headless --profile demo   (profiles: gpubox profiles list)"]
     heads = ("SERVER", "STATE", "MODEL", "GPUS", "PORT", "KV", "TOK/S", "RUN/WAIT", "UP")
     head.append(table(heads, [_server_row(server, now) for server in snapshot.servers], right=(4, 5, 6, 7, 8)))
     head += [f"{s.name}: {s.cause}\n  log: {s.log_path}" for s in snapshot.servers if s.cause]
+    head += [
+        f"{s.name}: started by hand by {s.foreign.user}, pid {s.foreign.pid}: {fit(s.foreign.command, 100)}"
+        for s in snapshot.servers
+        if s.foreign
+    ]
     return head
+
+
+def _shares(snapshot: Snapshot) -> list[str]:
+    """Say for each GPU that is used whose its memory is."""
+    return [
+        f"GPU {gpu.index}  " + " · ".join(f"{SIGNS[share.owner]} {share_text(share)}" for share in gpu.shares)
+        for gpu in snapshot.box.gpus
+        if worth_telling(gpu)
+    ]
+
+
+def _left_behind(orphans: tuple[Orphan, ...]) -> list[str]:
+    told = []
+    for server in dict.fromkeys(orphan.server for orphan in orphans):
+        left = [orphan for orphan in orphans if orphan.server == server]
+        pids = ", ".join(str(orphan.pid) for orphan in left)
+        host = memory(sum(orphan.host_bytes for orphan in left))
+        told.append(f"× {server} left pid {pids} behind, with {host} of the host's memory: gpubox reap ends it")
+    return told
 
 
 def _gpu_row(gpu: Gpu) -> tuple[str, ...]:
@@ -72,24 +106,25 @@ def _gpu_row(gpu: Gpu) -> tuple[str, ...]:
 def _foreign(gpu: Gpu) -> str:
     if isinstance(gpu.processes, Missing):
         return ""
-    return ", ".join(
-        f"pid {p.pid} {p.command} ({p.user})" for p in gpu.processes if p.kind == "compute" and not p.server
-    )
+    orphans = dict.fromkeys(f"orphan of {p.server}" for p in gpu.processes if p.owner is Owner.ORPHAN)
+    others = [f"pid {p.pid} {p.command} ({p.user})" for p in gpu.processes if p.kind == "compute" and not p.server]
+    return ", ".join([*orphans, *others])
 
 
 def _server_row(server: Server, now: float) -> tuple[str, ...]:
     metrics = None if isinstance(server.metrics, Missing) else server.metrics
+    began = server.ready_at or (server.launched_at if server.foreign else None)
     waiting = shown(metrics.waiting if metrics else None, str)
     return (
         server.name,
-        state_text(server, now),
+        f"{state_text(server, now)} · by hand" if server.foreign else state_text(server, now),
         fit(server.served_name, 32),
         indices(server.gpu_indices) or "cpu",
         str(server.port),
         shown(metrics.kv_cache_usage if metrics else None, percent),
         shown(metrics.generation_tokens_per_s if metrics else None, count),
         f"{shown(metrics.running if metrics else None, str)}/{waiting}",
-        duration(now - server.ready_at) if server.ready_at and server.is_live else NOTHING,
+        duration(now - began) if began and server.is_live else NOTHING,
     )
 
 
