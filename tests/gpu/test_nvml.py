@@ -294,3 +294,13 @@ def _read_in_a_new_process(environ: dict[str, str]) -> dict[str, object]:
     )
     answer: dict[str, object] = json.loads(done.stdout)
     return answer
+
+
+def test_links_and_numa_nodes_tell_which_gpus_are_near(nvml_stub: NvmlStub) -> None:
+    def at(link: int | None, node: int | None) -> StubGpu:
+        return StubGpu({"nvlink": link, "numa": node})
+
+    nvml_stub.show([at(1, 0), at(2, 0), at(1, 1), at(None, None)])
+    gpus = Nvml().read().gpus
+    assert [gpu.nvlink for gpu in gpus] == [(uuid_of(2),), (), (uuid_of(0),), ()]
+    assert [gpu.same_node for gpu in gpus] == [(uuid_of(1),), (uuid_of(0),), (), ()]

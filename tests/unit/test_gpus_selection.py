@@ -239,3 +239,81 @@ def test_the_askers_environment_bounds_what_may_be_assigned() -> None:
         select(box, ["0"], 1, visible="2,1")
     with pytest.raises(NoSuchGpuError, match="none of 3 can be had: GPU 0 cannot be assigned"):
         select(box, ["auto"], 1, visible="")
+
+
+def near(number: int, *linked: int, node: tuple[int, ...] = ()) -> Gpu:
+    return gpu(
+        number,
+        nvlink=tuple(gpu(other).uuid for other in linked if other != number),
+        same_node=tuple(gpu(other).uuid for other in node if other != number),
+    )
+
+
+def test_auto_prefers_gpus_that_are_linked() -> None:
+    pairs = [near(0, 2), near(1, 3), near(2, 0), near(3, 1)]
+    chosen = select(pairs, ["auto"], 2)
+    assert indices(chosen.gpus) == [0, 2]
+    assert "NVLink between them" in chosen.why
+    busy = [replace(pairs[0], grants=(Grant("a", "me"),)), *pairs[1:]]
+    assert indices(select(busy, ["auto"], 2).gpus) == [1, 3]
+
+
+def test_auto_prefers_one_numa_node_where_nothing_is_linked() -> None:
+    nodes = [near(index, node=(0, 3) if index in (0, 3) else (1, 2)) for index in range(4)]
+    chosen = select(nodes, ["auto"], 2)
+    assert indices(chosen.gpus) == [0, 3]
+    assert "on one NUMA node" in chosen.why
+
+
+def test_links_count_more_than_some_free_memory_and_the_reason_does_not_lie() -> None:
+    box = [replace(near(0, 1), memory_free_bytes=TOTAL - 20 * GIB), near(1, 0), near(2), near(3)]
+    chosen = select(box, ["auto"], 2)
+    assert indices(chosen.gpus) == [0, 1]
+    assert "enough free memory, NVLink" in chosen.why
+
+
+def sharer(server: str, gib: float | None, user: str = "me", ours: bool = True) -> Grant:
+    return Grant(server, user, None if gib is None else int(gib * GIB), ours)
+
+
+@pytest.mark.parametrize(
+    ("grants", "fraction", "obstacle"),
+    [
+        ((sharer("a", 50),), 0.4, ""),
+        ((sharer("a", None),), 0.4, "is held by server a; a does not share it"),
+        ((sharer("a", 50), sharer("b", 40)), 0.4, "of 139.8 GiB are not granted yet, the profile wants 55.9"),
+        ((sharer("a", 50, "bob", ours=False),), 0.9, "is held by server a of bob: 89.8 of 139.8 GiB are not granted"),
+    ],
+)
+def test_a_gpu_is_shared_by_those_who_share_as_far_as_the_sums_go(
+    grants: tuple[Grant, ...], fraction: float, obstacle: str
+) -> None:
+    box = [gpu(0, grants=grants)]
+    for wanted in ("0", "auto"):
+        if not obstacle:
+            assert indices(select(box, [wanted], 1, needed_fraction=fraction, share=True).gpus) == [0]
+            continue
+        with pytest.raises(GpuBusyError) as raised:
+            select(box, [wanted], 1, needed_fraction=fraction, share=True)
+        assert obstacle in raised.value.message
+
+
+def test_what_was_granted_and_not_taken_yet_is_not_free() -> None:
+    used = gpu(0, 60, processes=(process(gib=60, user="alice"),), grants=(sharer("a", 60),))
+    with pytest.raises(
+        GpuBusyError, match=r"79\.8 of 139\.8 GiB free with 60\.0 promised to a, the profile wants 55\.9"
+    ):
+        select([used], ["0"], 1, needed_fraction=0.4, share=True)
+    own = replace(used, processes=(process(gib=60, server="a"),))
+    assert select([own], ["0"], 1, needed_fraction=0.4, share=True).warnings == ()
+
+
+def test_auto_takes_an_empty_gpu_before_it_shares_one() -> None:
+    box = [gpu(0, grants=(sharer("a", 10),)), gpu(1, 20, processes=())]
+    box[1] = replace(box[1], memory_used_bytes=4, memory_free_bytes=TOTAL - 20 * GIB)
+    assert indices(select(box, ["auto"], 1, needed_fraction=0.2, share=True).gpus) == [1]
+
+
+def test_processes_of_another_users_granted_server_are_no_strangers() -> None:
+    theirs = gpu(0, 50, processes=(process(gib=50, user="bob"),), grants=(sharer("a", 50, "bob", ours=False),))
+    assert select([theirs], ["auto"], 1, needed_fraction=0.4, share=True).warnings == ()
