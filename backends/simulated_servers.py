@@ -11,7 +11,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
-from backends.snapshots import Exit, Latency, Metrics, Missing, ModelKind, Server, ServerState, Stage
+from backends.snapshots import (
+    Exit,
+    Latency,
+    Metrics,
+    Missing,
+    ModelKind,
+    Server,
+    ServerState,
+    Stage,
+    StageTime,
+    StartFigures,
+    StartProgress,
+)
 
 START = (
     ("config", 4.0, ""),
@@ -121,6 +133,34 @@ def stage_at(life: Life, at: float) -> Stage:
     raise AssertionError("a start has stages")
 
 
+def progress_at(life: Life, at: float) -> StartProgress:
+    """Return how far a start is at `at`, as if three like it had been seen before."""
+    over, done = life.launched_at, []
+    for name, seconds, _ in START:
+        over += seconds
+        if over <= at:
+            done.append(StageTime(name, seconds))
+    spent = min(START_S, max(0.0, at - life.launched_at))
+    left = START_S - spent
+    return StartProgress(at, tuple(done), spent / START_S, left or None, based_on=3, compile_cached=True)
+
+
+def figures_at(life: Life, at: float) -> StartFigures | None:
+    """Return what its log has told by `at` of its memory."""
+    if life.fails_with or at < life.launched_at + sum(seconds for _, seconds, _ in START[:5]):
+        return None
+    return StartFigures(
+        weights_bytes=round(12.29 * GIB),
+        activation_bytes=round(1.12 * GIB),
+        non_torch_bytes=round(0.22 * GIB),
+        graphs_bytes=round(0.89 * GIB) if at >= life.ready_at else None,
+        kv_available_bytes=round(42.29 * GIB),
+        kv_tokens=791_808,
+        max_concurrency=96.66,
+        max_model_len=life.max_model_len,
+    )
+
+
 def load_at(life: Life, at: float) -> float:
     """Return how busy a ready server is, 0–1."""
     return life.load * (0.45 + 0.55 * wave(life.name, at)) if state_at(life, at)[0] is ServerState.READY else 0.0
@@ -167,6 +207,8 @@ def server_at(life: Life, at: float) -> Server:
         max_model_len=life.max_model_len,
         exit=_exit_of(life, state, since) if ended else None,
         cause=life.fails_with if state is ServerState.FAILED else None,
+        progress=progress_at(life, at) if started or state is ServerState.READY else None,
+        figures=figures_at(life, at),
         metrics=metrics_at(life, at),
     )
 

@@ -81,11 +81,11 @@ def _show(subject: Subject, watch: StartWatch, waits_for: str) -> None:
         return
     now, shown = time.time(), subject.server.progress
     newer = watch.progress(now)
-    if newer.quiet_since is not None:
+    if (quiet_since := newer.quiet_since) is not None:
         newer = replace(newer, waits_for=waits_for)
         if shown is None or shown.quiet_since is None:
             what = f"; it waits for {waits_for}" if waits_for else ""
-            subject.tell("wedged", f"looks wedged: nothing has moved for {now - newer.quiet_since:.0f} s{what}")
+            subject.tell("wedged", f"looks wedged: nothing has moved for {now - quiet_since:.0f} s{what}")
     if watch.stage != subject.server.stage or watch.figures != subject.server.figures or _differ(newer, shown):
         subject.show(stage=watch.stage, progress=newer, figures=watch.figures)
 

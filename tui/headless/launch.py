@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from backends.client import AsyncKeeper, ensure_keeper
@@ -23,13 +23,18 @@ from backends.snapshots import (
     ServerState,
     ServerUpdate,
     SnapshotUpdate,
+    StageTime,
+    StartProgress,
     StartRequest,
 )
-from tui.format import duration, indices
+from tui.format import clock_time, fit, indices
 from tui.headless.output import complain, say
+from tui.progress import figures_text, start_text, took_text, wedged_text
 
 RECONNECTS = 5
 LOG_LOOK_S = 0.1
+REWRITE_S = 0.5
+BAR = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,7 @@ async def states(keeper: AsyncKeeper, name: str) -> AsyncIterator[Server]:
 async def _until_ready(keeper: AsyncKeeper, server: Server, launch_before: float | None) -> Server:
     """Return the server once it is ready; the launch of before is only on its way out."""
     line = StageLine()
+    rewriting = asyncio.create_task(line.keep_fresh())
     try:
         async for newer in states(keeper, server.name):
             if newer.is_live and newer.launched_at == launch_before:
@@ -126,6 +132,7 @@ async def _until_ready(keeper: AsyncKeeper, server: Server, launch_before: float
                 return newer
             _raise_if_ended(newer)
     finally:
+        rewriting.cancel()
         line.end()
     raise StartFailedError(f"the keeper told nothing more of {server.name}")
 
@@ -211,35 +218,78 @@ class _LogStream:
 
 
 class StageLine:
-    """Tells the stages of a start on standard error: one line rewritten on a terminal, else a line per stage."""
+    """Tells a start on standard error: each stage's time as it ends, and what it is at.
 
-    def __init__(self) -> None:
+    On a terminal one line is rewritten with a bar and the time left; else a line says which stage begins.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
         self._live = sys.stderr.isatty()
+        self._server: Server | None = None
+        self._told: tuple[StageTime, ...] = ()
         self._last = ""
 
     def show(self, server: Server) -> None:
-        """Show where the start is."""
-        stage = server.stage
-        name = stage.name if stage else str(server.state)
-        if not self._live:
-            if name != self._last:
-                self._last = name
-                say(f"  {time.strftime('%H:%M:%S')} {name}{_detail(server)}")
-            return
-        took = duration(time.time() - stage.since) if stage else ""
-        done = f" {stage.progress:.0%}" if stage and stage.progress is not None else ""
-        width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
-        text = f"  {name} {took}{done}{_detail(server)}"[:width]
-        if text != self._last:
-            self._last = text
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
+        """Show the newest state of the server."""
+        progress = server.progress or StartProgress(0.0)
+        if self._server is not None and server.launched_at != self._server.launched_at:
+            self._told = ()
+        self._server = server
+        for stage in progress.done[len(self._told) :]:
+            self._say(f"{stage.name} {took_text(stage.took_s)}")
+        self._told = progress.done
+        if self._live:
+            self._rewrite()
+        else:
+            now_at = server.stage.name if server.stage else str(server.state)
+            wedged = wedged_text(progress)
+            if server.state is not ServerState.READY and f"{now_at} {wedged}" != self._last:
+                self._last = f"{now_at} {wedged}"
+                self._say(" · ".join(part for part in (now_at + _detail(server), wedged) if part))
+
+    async def keep_fresh(self) -> None:
+        """Rewrite the line twice a second, since time goes on without news."""
+        while self._live:
+            await asyncio.sleep(REWRITE_S)
+            self._rewrite()
 
     def end(self) -> None:
         """Leave the line."""
         if self._live and self._last:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
+            self._last = ""
+        self._live = False
+
+    def _say(self, text: str) -> None:
+        clear = "\r\x1b[K" if self._live else ""
+        say(f"{clear}  {clock_time(self._now())} {text}")
+        if self._live:
+            self._last = ""
+
+    def _rewrite(self) -> None:
+        if self._server is None or self._server.state is ServerState.READY:
+            return
+        width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
+        text = fit(f"  {start_line(self._server, self._now())}", width)
+        if text != self._last:
+            self._last = text
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+
+def start_line(server: Server, now: float) -> str:
+    """Return one line for a start: a bar where it is known how far it is, the stage, what is left, its detail."""
+    progress, stage = server.progress, server.stage
+    if stage is None:
+        return f"{server.state}{_detail(server)}"
+    ratio = progress.ratio if progress is not None and progress.ratio is not None else stage.progress
+    full = round((ratio or 0.0) * BAR)
+    bar = f"{'━' * full}{'─' * (BAR - full)} " if ratio is not None else ""
+    said = start_text(server, now) or f"{server.state} · {stage.name}"
+    wedged = wedged_text(progress) if progress is not None else ""
+    return f"{bar}{wedged or said + _detail(server)}"
 
 
 def _detail(server: Server) -> str:
@@ -256,13 +306,16 @@ def ready_lines(server: Server) -> list[str]:
         f"{server.name} is ready after {took:.0f} s: {server.address}/v1 ({server.served_name}, {server.kind}{context})"
     ]
     lines += [f"  {what + ':':<16}{line}" for what, line in handover(server)]
+    if server.figures is not None:
+        lines.append(f"  {'memory:':<16}{figures_text(server.figures)}")
     return [*lines, f"  {'log:':<16}{server.log_path}"]
 
 
 def _as_json(server: Server) -> dict[str, object]:
     from backends.snapshots import dump
 
-    return {**json.loads(dump(server)), "base_url": f"{server.address}/v1"}
+    stages = [asdict(stage) for stage in server.progress.done] if server.progress else []
+    return {**json.loads(dump(server)), "base_url": f"{server.address}/v1", "stages": stages}
 
 
 def _where(server: Server) -> str:

@@ -6,10 +6,13 @@ from rich.text import Text
 
 from backends.snapshots import Exit, Metrics, Missing, Server, ServerState
 from tui.format import count, duration, fit_path, indices, moment, percent, plural, shown
+from tui.progress import figures_text, stages_text, start_text, wedged_text
 from tui.themes import Palette
+from tui.widgets.bars import bar
 from tui.widgets.profile_table import ProfileRow
 
 LABEL = 10
+BAR = 16
 
 
 def server_details(server: Server, now: float, width: int, colours: Palette) -> Text:
@@ -45,13 +48,33 @@ def server_details(server: Server, now: float, width: int, colours: Palette) -> 
         elif server.state is ServerState.STARTING:
             took = f" · {duration(now - server.launched_at)} ago"
         lines.append(_line("launched", moment(server.launched_at) + took, width, colours))
-    if server.stage is not None and server.stage.detail:
-        lines.append(_line("doing", server.stage.detail, width, colours))
+    lines += _start(server, now, width, colours)
     if isinstance(server.metrics, Metrics):
         lines += _serving(server.metrics, width, colours)
     if server.log_path is not None:
         lines.append(_line("log", fit_path(server.log_path, width - LABEL), width, colours))
     return Text("\n").join(lines)
+
+
+def _start(server: Server, now: float, width: int, colours: Palette) -> list[Text]:
+    """Tell how far a start is and what its log told, and of a server that is ready how long its start took."""
+    lines, progress = [], server.progress
+    if server.state is ServerState.STARTING and progress is not None:
+        if progress.quiet_since is not None:
+            lines.append(Text(wedged_text(progress), style=colours.warn))
+        if progress.ratio is not None:
+            lines.append(_line("start", "", width, colours))
+            lines[-1].append_text(bar(progress.ratio, BAR, colours.state(server.state), colours.faint))
+            by = f" (by {plural(progress.based_on, 'start')} like it)"
+            lines[-1].append(f" {start_text(server, now)}{by}", colours.text)
+            lines[-1].truncate(width, overflow="ellipsis")
+    if server.stage is not None and server.stage.detail:
+        lines.append(_line("doing", server.stage.detail, width, colours))
+    if progress is not None and progress.done:
+        lines.append(_line("stages", stages_text(progress.done), width, colours))
+    if server.figures is not None:
+        lines.append(_line("memory", figures_text(server.figures), width, colours))
+    return lines
 
 
 def _serving(metrics: Metrics, width: int, colours: Palette) -> list[Text]:

@@ -7,8 +7,9 @@ from typing import ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 
-from backends.snapshots import Metrics, Missing, Server, ServerState, Snapshot
+from backends.snapshots import Metrics, Missing, Server, ServerState, Snapshot, StartProgress
 from tui.format import NOTHING, count, duration, fit, indices, percent, shown
+from tui.progress import left_short
 from tui.themes import MEMORY_LEVELS, STATES, Palette, palette
 from tui.widgets.bars import bar
 from tui.widgets.live_table import GAP, Column, LiveTable
@@ -67,15 +68,19 @@ def server_row(server: Server, now: float, with_bar: bool, colours: Palette) -> 
 
 
 def state_cell(server: Server, now: float, with_bar: bool, colours: Palette) -> Text:
-    """Say where the server is: a start tells its stage, how far it is and the time in it."""
+    """Say where the server is: a start tells its stage, how far it is, and what is left, else the time in it."""
     sign, colour = STATES[server.state][0], colours.state(server.state)
+    progress = server.progress or StartProgress(now)
+    if server.state is ServerState.STARTING and progress.quiet_since is not None:
+        since = duration(now - progress.quiet_since)
+        return Text.assemble((f"{sign} looks wedged", colours.warn), (f" {since}", colours.dim))
     text = Text(f"{sign} ", style=colour)
     if server.state is ServerState.STARTING and server.stage is not None:
         if with_bar:
-            known = server.stage.progress if server.stage.progress is not None else Missing("not told")
+            known = next((it for it in (progress.ratio, server.stage.progress) if it is not None), Missing("not told"))
             text.append_text(bar(known, PROGRESS_BAR, colour, colours.faint)).append(" ")
-        took = duration(now - server.stage.since)
-        return text.append(fit(describe(server), 20 - len(took)), colour).append(f" {took}", colours.dim)
+        time = left_short(progress, now) or duration(now - server.stage.since)
+        return text.append(fit(describe(server), 20 - len(time)), colour).append(f" {time}", colours.dim)
     text.append(server.state.value, colour)
     if not server.is_live:
         text.append(f" {duration(now - server.state_since)} ago", colours.dim)

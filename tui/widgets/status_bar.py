@@ -12,6 +12,7 @@ from textual.widgets import Static
 
 from backends.snapshots import Server, ServerState
 from tui.format import duration, fit, percent
+from tui.progress import start_text, wedged_text
 from tui.themes import STATES, Palette, palette
 
 if TYPE_CHECKING:
@@ -87,12 +88,12 @@ def status_line(app: GpuboxApp, width: int, colours: Palette) -> Text:
     room = width - left.cell_len - tabs.cell_len - badge.cell_len
     host = f"{snapshot.box.host.hostname} " if snapshot else ""
     server = next((s for s in app.servers if s.name == app.selected), None)
-    right = _selected(server, colours, room - len(host) - 3) if server else Text()
+    right = _selected(server, app.now(), colours, room - len(host) - 3) if server else Text()
     if room - len(host) - right.cell_len >= 3 and width >= 100:
         tabs.append(f"  {host}", style=colours.text)
         room -= len(host) + 2
     elif server is not None:
-        right = _selected(server, colours, room - 1)
+        right = _selected(server, app.now(), colours, room - 1)
     if snapshot is None and app.trouble is None:
         right = Text("asking the keeper … ", style=colours.dim)
     return Text.assemble(left, tabs, " " * max(0, room - right.cell_len), right, badge, no_wrap=True)
@@ -102,13 +103,14 @@ def _tabs(app: GpuboxApp) -> dict[str, str]:
     return {mode: f" {number} {title} " for number, (mode, (title, _)) in enumerate(app.PANELS.items(), start=1)}
 
 
-def _selected(server: Server, colours: Palette, room: int) -> Text:
+def _selected(server: Server, now: float, colours: Palette, room: int) -> Text:
     sign, _ = STATES[server.state]
-    colour = colours.state(server.state)
+    colour = colours.warn if _is_wedged(server) else colours.state(server.state)
     said = describe(server)
-    text = Text.assemble((f"{sign} ", colour), (server.name, colours.text), (f" {said}", colour), " ")
-    if text.cell_len <= room:
-        return text
+    for words in (_progress(server, now), said):
+        text = Text.assemble((f"{sign} ", colour), (server.name, colours.text), (f" {words}", colour), " ")
+        if words and text.cell_len <= room:
+            return text
     return (
         Text.assemble((f"{sign} ", colour), (fit(server.name, max(0, room - 3)), colours.text), " ")
         if room > 4
@@ -117,11 +119,25 @@ def _selected(server: Server, colours: Palette, room: int) -> Text:
 
 
 def describe(server: Server) -> str:
-    """Say a server's state in one or two words: 'ready', 'weights 63%'."""
+    """Say a server's state in one or two words: 'ready', 'weights 63%', 'looks wedged'."""
+    if _is_wedged(server):
+        return "looks wedged"
     if server.state is ServerState.STARTING and server.stage is not None:
         progress = f" {percent(server.stage.progress)}" if server.stage.progress is not None else ""
         return server.stage.name + progress
     return server.state.value
+
+
+def _progress(server: Server, now: float) -> str:
+    """Say what is left of a start, or what it looks stuck on; empty where it does not start."""
+    if server.progress is not None and _is_wedged(server):
+        return wedged_text(server.progress)
+    return start_text(server, now)
+
+
+def _is_wedged(server: Server) -> bool:
+    starting = server.state is ServerState.STARTING
+    return starting and server.progress is not None and server.progress.quiet_since is not None
 
 
 def _trouble(app: GpuboxApp) -> str:
