@@ -194,6 +194,18 @@ def logs(
 
 
 @app.command()
+def history(
+    name: Annotated[str | None, typer.Argument(help="Only this server's launches, with their stages.")] = None,
+    lines: Annotated[int, typer.Option("-n", "--lines", help="The newest N.", min=1)] = 20,
+    json: Json = False,
+) -> int:
+    """Show the launches of the past: how long each took to start, what it took of memory, how it ended."""
+    from tui.headless.history import history as show
+
+    return show(name, limit=lines, as_json=json)
+
+
+@app.command()
 def chat(
     name: Name,
     prompt: Annotated[str | None, typer.Argument(help="What to ask; without it, standard input.")] = None,
