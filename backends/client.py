@@ -23,6 +23,7 @@ from urllib.parse import quote
 from backends import paths
 from backends.errors import KeeperError, from_code
 from backends.orphans import Orphan, Reaped
+from backends.readonly import check_keeper_start, check_request
 from backends.snapshots import (
     Connection,
     Event,
@@ -113,6 +114,7 @@ class KeeperClient:
 
     def request(self, method: str, route: str, body: bytes | None = None) -> bytes:
         """Send one request; returns the body of the answer, raises KeeperError or the error that the keeper sent."""
+        check_request(method)
         connection = _UnixConnection(self.socket_path, REQUEST_TIMEOUT_S)
         try:
             connection.request(method, route, body, {"content-type": "application/json"} if body else {})
@@ -281,6 +283,7 @@ def ensure_keeper(client: KeeperClient | None = None) -> KeeperClient:
     client = client or KeeperClient()
     if client.is_up():
         return client
+    check_keeper_start()
     state = paths.private(paths.state_dir())
     log_path = state / "keeper.log"
     read_end, write_end = os.pipe()

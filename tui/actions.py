@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
+from textual.actions import ActionParseResult, parse
 from textual.app import App
+from textual.dom import DOMNode
 from textual.reactive import reactive
 
 from backends.client import KeeperLink
 from backends.errors import GpuboxError, ProfileError
 from backends.handover import handover
+from backends.readonly import refusal
 from backends.snapshots import Metrics, Server, ServerState, Snapshot, StartRequest
 from tui.format import plural
 from tui.launching import Launchable, LaunchIntent, read_launchable
@@ -28,6 +31,7 @@ class ServerActions(App[None]):
     """The part of the app that asks the keeper for something; a server is named, or it is the selected one."""
 
     link: KeeperLink
+    readonly: bool
     store: Store | None
     awaited: str | None = None
     snapshot: reactive[Snapshot | None] = reactive(None)
@@ -46,6 +50,22 @@ class ServerActions(App[None]):
     def complain(self, problem: GpuboxError) -> None:
         """Show an error with what to do next."""
         self.notify(problem.hint or "", title=problem.message, severity="error", timeout=10, markup=False)
+
+    async def run_action(
+        self,
+        action: str | ActionParseResult,
+        default_namespace: DOMNode | None = None,
+        namespaces: Mapping[str, DOMNode] | None = None,
+    ) -> bool:
+        """Run an action; one that a read-only screen does not offer says so."""
+        if await super().run_action(action, default_namespace, namespaces):
+            return True
+        destination, name, _ = parse(action) if isinstance(action, str) else action
+        node = self.screen if destination == "screen" else default_namespace or self
+        if self.readonly and name in getattr(node, "CHANGES", ()):
+            self.complain(refusal(name.replace("_", " ")))
+            return True
+        return False
 
     def request(self, work: Coroutine[Any, Any, object]) -> None:
         """Ask the keeper in the background; its refusal becomes a toast."""

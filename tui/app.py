@@ -14,6 +14,7 @@ from textual.reactive import reactive
 from textual.screen import Screen
 
 from backends.client import KeeperLink
+from backends.readonly import ReadOnlyKeeper
 from backends.snapshots import Event
 from tui.actions import ServerActions
 from tui.bridge import follow
@@ -53,6 +54,7 @@ SEVERITY: dict[str, Literal["information", "warning", "error"]] = {
     "unresponsive": "warning",
     "backoff": "warning",
     "memory": "warning",
+    "orphan": "warning",
 }
 
 
@@ -90,6 +92,7 @@ class GpuboxApp(ServerActions):
     ) -> None:
         super().__init__()
         self.link = link
+        self.readonly = isinstance(link, ReadOnlyKeeper)
         self.store = store
         self.launch = launch
         self.simulated = simulated

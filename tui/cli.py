@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from backends.errors import UsageError
+from backends.readonly import forbid, forbids, refusal
 from tui.headless.autostart import app as autostart_app
 from tui.headless.profiles import app as profiles_app
 from tui.launching import LaunchIntent, open_store, read_launchable
@@ -31,9 +32,24 @@ Exit codes: 0 ready or done, 1 other error, 2 bad usage, 3 bad profile, 4 no suc
 7 waiting over (the server keeps starting), 8 the keeper cannot be reached, 9 no such server, 10 conflict.
 """
 
+READING = frozenset({"status", "logs", "chat", "diagnose", "fit", "doctor", "history", "profiles"})
+"""Commands that change nothing."""
+
+READING_PROFILES = frozenset({"list", "show", "validate", "command"})
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="The server's name.")]
 WaitS = Annotated[float | None, typer.Option("--wait", help="Wait at most so many seconds for ready.", min=0)]
+
+
+BEFORE_COMMANDS = ("profile_dir", "readonly")
+
+
+@profiles_app.callback()
+def profiles_root(ctx: typer.Context) -> None:
+    """List, show, check, make, import and export profiles."""
+    if forbids() and ctx.invoked_subcommand not in READING_PROFILES:
+        raise refusal(f"change profiles: {ctx.invoked_subcommand}")
 
 
 @app.callback(invoke_without_command=True, epilog=EXIT_CODES)
@@ -55,12 +71,20 @@ def root(
     json: Json = False,
     profile_dir: Annotated[Path | None, typer.Option(help="Look for profiles here first.")] = None,
     simulate: Annotated[str | None, typer.Option(help="Show a simulated box: 8xH200.")] = None,
+    readonly: Annotated[
+        bool, typer.Option("--readonly", help="Watch only: start, stop, signal and write nothing.")
+    ] = False,
     version: Annotated[bool, typer.Option("--version", help="Print gpubox's version.")] = False,
 ) -> Any:
     """gpubox: a control center for one GPU box. Without a command it opens the control center."""
     ctx.obj = profile_dir
+    if readonly:
+        forbid()
     if ctx.invoked_subcommand is not None:
-        if stray := [it.opts[0] for it in ctx.command.params if ctx.params.get(it.name) and it.name != "profile_dir"]:
+        if readonly and ctx.invoked_subcommand not in READING:
+            raise refusal(ctx.invoked_subcommand)
+        stray = [it.opts[0] for it in ctx.command.params if ctx.params.get(it.name) and it.name not in BEFORE_COMMANDS]
+        if stray:
             raise UsageError(f"{stray[0]} does not go before {ctx.invoked_subcommand}", "gpubox --help")
         return None
     if version:
@@ -73,6 +97,8 @@ def root(
             raise UsageError(f"{flag} goes with --headless")
     if foreground and (json or wait is not None):
         raise UsageError("--foreground goes without --wait and --json: it ends with the engine")
+    if readonly and profile is not None:
+        raise refusal("start a server")
     if headless and profile is None:
         raise UsageError("--headless needs --profile NAME", "gpubox profiles list shows them")
     if headless and simulate:

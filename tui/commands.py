@@ -29,12 +29,15 @@ class GpuboxCommands(Provider):
             name = server.name
             yield f"Select {name}", server.state.value, partial(setattr, app, "selected", name)
             if server.is_live:
-                yield f"Stop {name}", "drain, then stop it", partial(app.action_stop_server, name)
                 yield f"Use {name}", "copy its curl, base URL and ssh lines", partial(app.action_use_server, name)
+            if app.readonly or server.foreign is not None:
+                continue
+            if server.is_live:
+                yield f"Stop {name}", "drain, then stop it", partial(app.action_stop_server, name)
             else:
                 yield f"Forget {name}", "drop it from the list; its logs stay", partial(app.action_forget_server, name)
             yield f"Restart {name}", "as it was started", partial(app.action_restart_server, name)
-        for profile in self._profiles:
+        for profile in () if app.readonly else self._profiles:
             if profile.problem is None:
                 yield f"Start {profile.name} …", profile.description, partial(app.action_launch, profile.name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.screen import Screen
 from textual.widgets import Footer
@@ -19,7 +19,12 @@ DETAILS_TOOLTIP = "Scroll the details"
 
 
 class GpuboxScreen(Screen[None]):
-    """A mode of the control center; `show` is called with the newest state whenever it matters, never while hidden."""
+    """A mode of the control center; `show` is called with the newest state whenever it matters, never while hidden.
+
+    `CHANGES` are the actions that start, stop, signal or write: a read-only screen does not offer them.
+    """
+
+    CHANGES: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def gpubox(self) -> GpuboxApp:
@@ -47,6 +52,10 @@ class GpuboxScreen(Screen[None]):
         self.set_class(self.app.size.width >= WIDE_CELLS, "-wide")
         self.set_class(self.app.size.height >= ROOMY_LINES, "-roomy")
         self.call_after_refresh(self._changed)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer what changes nothing, and all else unless the screen is read-only."""
+        return not (self.gpubox.readonly and action in self.CHANGES)
 
     def _changed(self) -> None:
         if self.is_current and self.gpubox.snapshot is not None:

@@ -94,7 +94,7 @@ class LogsScreen(GpuboxScreen):
             self._shown = shown
             if is_other:
                 self._starts, self._back = [], 0
-            if server is not None:
+            if server is not None and server.foreign is None:
                 self._find_starts(server)
             if self._back == 0:
                 self._open(Path(server.log_path) if server and server.log_path else None)
@@ -144,6 +144,8 @@ class LogsScreen(GpuboxScreen):
             return Text(f"{path} cannot be read: {status.extent.problem}")
         if server is None:
             return Text("There is no server yet, so there is no log.\n\nPress 2, choose a profile and start it.")
+        if server.foreign is not None:
+            return Text(f"{server.name}: log unknown: it was not started by gpubox, but by hand, as pid {server.pid}.")
         if path is None:
             return Text(f"{server.name} has no log yet.\n\nIt gets one once it starts: press 2 to start it.")
         if status.extent.exists:

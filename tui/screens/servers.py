@@ -31,6 +31,7 @@ class ServersScreen(GpuboxScreen):
 
     CSS_PATH = "../styles/servers.tcss"
     AUTO_FOCUS = "ServerTable"
+    CHANGES = frozenset({"stop", "restart", "forget", "launch", "start"})
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "stop(False)", "Stop", id="server.stop", tooltip="Drain and stop it; again: kill it"),
         Binding("X", "stop(True)", "Kill", show=False, id="server.kill", tooltip="Kill it at once"),
@@ -125,10 +126,14 @@ class ServersScreen(GpuboxScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer only what the selected server's state allows."""
+        if not super().check_action(action, parameters):
+            return False
         if action not in ("stop", "restart", "forget", "visit", "use"):
             return True
         server = self.server
         if server is None or isinstance(self.focused, ProfileTable):
+            return False
+        if server.foreign is not None and action in self.CHANGES:
             return False
         match action:
             case "stop" | "use":

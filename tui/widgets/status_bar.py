@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BRAND = " gpubox "
 SIMULATED = " SIMULATED "
+READ_ONLY = " READ-ONLY "
 
 
 class StatusBar(Vertical):
@@ -85,6 +86,8 @@ def status_line(app: GpuboxApp, width: int, colours: Palette) -> Text:
     badge = Text()
     if app.simulated or (snapshot is not None and snapshot.box.simulated):
         badge = Text(SIMULATED, style=f"bold reverse {colours.warn}")
+    if app.readonly:
+        badge = Text.assemble(badge, (READ_ONLY, f"bold reverse {colours.primary}"))
     room = width - left.cell_len - tabs.cell_len - badge.cell_len
     host = f"{snapshot.box.host.hostname} " if snapshot else ""
     server = next((s for s in app.servers if s.name == app.selected), None)
