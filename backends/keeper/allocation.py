@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from backends.ledger import Ledger
+    from backends.records import Records
     from profiles.schema import Profile
 
 VLLM_SMALLEST_DEFAULT_UTILIZATION = 0.9
 """vLLM's default has been 0.9 and 0.92: the smaller one decides what is refused before it is tried."""
 
 
-def choose_gpus(profile: Profile, request: StartRequest, box: Box) -> Selection:
-    """Choose the GPUs of a start on a box whose readings say who holds what.
+def choose_gpus(profile: Profile, request: StartRequest, box: Box, fixed_bytes: int | None = None) -> Selection:
+    """Choose the GPUs of a start on a box whose readings say who holds what; `fixed_bytes` is what `fixed_need` told.
 
     Raises UsageError, NoSuchGpuError and GpuBusyError as `select` does.
     """
@@ -33,7 +34,7 @@ def choose_gpus(profile: Profile, request: StartRequest, box: Box) -> Selection:
         box.gpus,
         wanted or ("auto",),
         profile.gpus,
-        _fixed_bytes(profile, box.gpus),
+        fixed_bytes,
         needed_fraction=fraction,
         count_why=_count_why(profile),
         memory_why="kv_cache_memory_bytes" if fraction is None else f"gpu_memory_utilization {fraction}",
@@ -43,14 +44,13 @@ def choose_gpus(profile: Profile, request: StartRequest, box: Box) -> Selection:
     )
 
 
-def reserved(profile: Profile, gpus: tuple[Gpu, ...]) -> dict[str, int | None]:
+def reserved(profile: Profile, gpus: tuple[Gpu, ...], fixed_bytes: int | None) -> dict[str, int | None]:
     """Return what a start takes of each GPU, in bytes by UUID; None is all of it: a profile that does not share."""
     if not profile.share:
         return {gpu.uuid: None for gpu in gpus}
     fraction = _needed_fraction(profile)
     if fraction is None:
-        fixed = _fixed_bytes(profile, gpus)
-        return {gpu.uuid: fixed for gpu in gpus}
+        return {gpu.uuid: fixed_bytes for gpu in gpus}
     return {gpu.uuid: int(_usable(gpu) * fraction) for gpu in gpus}
 
 
@@ -94,9 +94,18 @@ def _needed_fraction(profile: Profile) -> float | None:
     return float(asked) if isinstance(asked, int | float) else None
 
 
-def _fixed_bytes(profile: Profile, gpus: tuple[Gpu, ...]) -> int | None:
-    """Return what a start with kv_cache_memory_bytes takes of each GPU; None where it is not known."""
-    return None
+def fixed_need(profile: Profile, environ: Mapping[str, str], box: Box, records: Records) -> int | None:
+    """Return what a start with `kv_cache_memory_bytes` takes of each GPU, by its weights and what earlier starts told.
+
+    None where the profile says a share instead, or where it is not known. Reads files: not on an event loop.
+    """
+    if profile.engine != "vllm" or "kv_cache_memory_bytes" not in profile.args or not box.gpus:
+        return None
+    from backends.fit.estimate import reservation_bytes
+
+    learned = records.learned(profile, box.gpus[0].name)
+    needed = reservation_bytes(profile, min(map(_usable, box.gpus)), learned, environ)
+    return None if isinstance(needed, Missing) else needed
 
 
 def _count_why(profile: Profile) -> str:

@@ -31,7 +31,8 @@ class Record:
 
     `asked_port` is what was asked for over the profile's port, as in StartRequest; `again` says that a launch that is
     not `wanted` any more is to be followed by another, `retry_at` when one that failed is. `reserved` is what the
-    ledger grants, bytes by the GPU's UUID (None: all of it); `gated` says that the start waits for its turn.
+    ledger grants, bytes by the GPU's UUID (None: all of it); `gated` says that the start waits for its turn,
+    `oom_kills` how often the kernel had killed for want of memory before it.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Record:
     gated: bool = False
     retry_at: float | None = None
     card: Card | None = None
+    oom_kills: int | None = None
     ready_at: float | None = None
     kind: ModelKind = ModelKind.UNKNOWN
     engine_version: str | None = None

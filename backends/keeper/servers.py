@@ -13,7 +13,7 @@ from backends import paths
 from backends.engines.base import ENGINE_LABEL
 from backends.engines.registry import engine_named
 from backends.errors import ConflictError, NoSuchServerError, ProfileError, UsageError
-from backends.keeper.allocation import choose_gpus, reserved
+from backends.keeper.allocation import choose_gpus, fixed_need, reserved
 from backends.keeper.launching import launch_name
 from backends.keeper.ports import choose_port
 from backends.keeper.record import Record, first_state, read_all, save
@@ -107,7 +107,7 @@ class Servers:
             if before is not None and before.server.is_live:
                 raise ConflictError(f"server {name} is {before.server.state}", "stop or restart it, or give --name")
             if profile.gpus == "cpu" or request.gpus == ("cpu",):
-                record = self._decided(name, profile, request, await self._around.box.fresh())
+                record = self._decided(name, profile, request, await self._around.box.fresh(), None)
                 save(record)
             else:
                 record = await self._granted(name, profile, request)
@@ -119,10 +119,12 @@ class Servers:
 
     async def _granted(self, name: str, profile: Profile, request: StartRequest) -> Record:
         """Choose GPUs while no other keeper can, and write both the grant and the record."""
-        ledger = self._around.ledger
+        ledger, records = self._around.ledger, self._around.history.records
+        box = await self._around.box.box()
+        needed = await asyncio.to_thread(fixed_need, profile, request.environ, box, records)
         lock = await asyncio.to_thread(ledger.lock)
         try:
-            record = self._decided(name, profile, request, await self._around.box.fresh())
+            record = self._decided(name, profile, request, await self._around.box.fresh(), needed)
             ledger.grant(name, record.reserved)
             try:
                 save(record)
@@ -133,9 +135,9 @@ class Servers:
             os.close(lock)
         return record
 
-    def _decided(self, name: str, profile: Profile, request: StartRequest, box: Box) -> Record:
+    def _decided(self, name: str, profile: Profile, request: StartRequest, box: Box, fixed_bytes: int | None) -> Record:
         """Choose GPUs and a port, and return the record that the launch is made from."""
-        chosen = choose_gpus(profile, request, box)
+        chosen = choose_gpus(profile, request, box, fixed_bytes)
         wanted = profile.port if request.port is None else request.port
         fixed = wanted if isinstance(wanted, int) and wanted > 0 else None
         now = time.time()
@@ -154,7 +156,7 @@ class Servers:
             why=chosen.why,
             warnings=chosen.warnings,
             gpu_used_before=_used(chosen.gpus),
-            reserved=reserved(profile, chosen.gpus),
+            reserved=reserved(profile, chosen.gpus, fixed_bytes),
             gated=profile.share and bool(chosen.gpus),
         )
 

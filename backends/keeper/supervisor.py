@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backends import paths
+from backends.diagnosis.ended import oom_kills
 from backends.engines.base import Engine, Placement
 from backends.engines.http import EngineHttp
 from backends.errors import GpuboxError
@@ -154,6 +155,7 @@ class Supervisor:
             plan = self._subject.engine.plan(profile, placement)
             secrets = resolve_secrets(profile, record.environ)
             environ = engine_environ(record.environ, plan, profile, secrets, record.gpu_indices)
+            self._subject.keep(oom_kills=await asyncio.to_thread(oom_kills, os.getpid()))
             if record.gated:
                 os.mkfifo(gate_path(paths.private(record.folder)), 0o600)
             await asyncio.to_thread(launch, shim_spec(record, profile, plan, environ, grants), record.folder)
@@ -239,13 +241,13 @@ class Supervisor:
 
     async def _conclude(self, launch_problem: str | None = None) -> bool:
         """Write down how a launch ended; returns whether there is to be another one."""
-        verdict = await asyncio.to_thread(judge, self.record, self._subject.facts(), launch_problem)
+        verdict = await self._judge(launch_problem)
         not_back = ""
         if verdict.state is ServerState.STOPPED:
             if self.server.state not in (ServerState.DRAINING, ServerState.STOPPING):
                 self._subject.become(ServerState.STOPPING, stage=None)
             not_back = await self._subject.around.box.memory_back(self.record.gpu_used_before)
-        self._subject.keep(exit=verdict.exit, cause=verdict.cause, ended=True)
+        self._subject.keep(exit=verdict.exit, cause=verdict.cause, card=verdict.card, ended=True)
         self._subject.around.box.look_now()
         if verdict.lost_its_port and self.record.any_port and self.record.wanted:
             return self._take_another_port(verdict)
@@ -259,11 +261,27 @@ class Supervisor:
         self._rest(verdict.state, verdict)
         return self.record.again
 
+    async def _judge(self, launch_problem: str | None) -> Verdict:
+        box = await self._subject.around.box.box()
+        sizes = [gpu.memory_total_bytes for gpu in box.gpus if gpu.uuid in self.record.gpus]
+        before, now = self.record.oom_kills, await asyncio.to_thread(oom_kills, os.getpid())
+        return await asyncio.to_thread(
+            judge,
+            self.record,
+            self._subject.facts(),
+            launch_problem,
+            # An engine in a control group of its own may have been killed without our group's counter telling it.
+            oom_killed=(before is not None and now is not None and now > before) or None,
+            gpu_count=len(box.gpus),
+            gpu_memory_bytes=min((size for size in sizes if not isinstance(size, Missing)), default=None),
+        )
+
     def _rest(self, state: ServerState, verdict: Verdict, **changes: object) -> None:
         """Go to a state without a process."""
         if state is not ServerState.BACKOFF and not self.record.again:
             self._subject.around.ledger.release(self.record.name)
-        changes |= {"exit": verdict.exit, "cause": verdict.cause, "stage": None, "pid": None}
+        changes |= {"exit": verdict.exit, "cause": verdict.cause, "card": verdict.card}
+        changes |= {"stage": None, "progress": None, "pid": None}
         self._subject.become(state, metrics=Missing("not running"), **changes)
         self._subject.around.history.ended(self._subject)
 
