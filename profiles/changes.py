@@ -49,7 +49,7 @@ def changed_text(text: str, changes: Mapping[str, Any]) -> str:
             _edit(lines, dotted, value)
         edited = "\n".join(lines)
         done = _without_empty(tomllib.loads(edited)) == wanted
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         done = False
     return edited if done else tomli_w.dumps(wanted)
 
@@ -92,6 +92,8 @@ def _edit(lines: list[str], dotted: str, value: Any) -> None:
     path = [table_name, key] if table_name else [key]
     if key in table:
         first = (line_of(text, path) or 1) - 1
+        if not re.match(rf"\s*(?:[\w.-]+\s*\.\s*)?[\"']?{re.escape(key)}[\"']?\s*=", lines[first]):
+            raise ValueError(f"{dotted} has no line of its own")
         last = _last_line(lines, first)
         if value is None:
             del lines[first : last + 1]
