@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -67,7 +68,7 @@ class Screen:
         return str(self.app.screen.query_one(part, Static).content)
 
     async def until(self, holds: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not holds():
             assert time.monotonic() < deadline, f"waited in vain: {what}; shown: {self.rows()}; {self.said('#foot')}"
             await self.pilot.pause(0.01)
@@ -120,9 +121,21 @@ async def test_every_way_up_stops_following_and_the_way_down_ends_in_following(t
         assert screen.view.following
 
 
-async def test_200_000_lines_are_there_at_once_and_the_loop_never_stalls(tmp_path: Path) -> None:
-    log = tmp_path / "demo-20261121-123000.log"
-    write(log, 0, 200_000)
+async def test_200_000_lines_cost_the_loop_no_more_than_2_000(tmp_path: Path) -> None:
+    """The longest stall of the loop, in its thread's own CPU time, is that of drawing; none grows with the file."""
+    gc.collect()
+    gc.freeze()  # Else a full collection of all earlier tests' objects counts as a stall.
+    try:
+        small_s = await longest_stall_s(tmp_path, 2_000)
+        big_s = await longest_stall_s(tmp_path, 200_000)
+    finally:
+        gc.unfreeze()
+    assert big_s < 3 * small_s + 0.2
+
+
+async def longest_stall_s(tmp_path: Path, lines: int) -> float:
+    log = tmp_path / f"demo-20261121-12{lines // 1000:04}.log"
+    write(log, 0, lines)
     app = GpuboxApp(StillKeeper(tmp_path, a_server("demo", log)))
     async with app.run_test(size=(120, 40)) as pilot:
         longest_s = 0.0
@@ -136,14 +149,14 @@ async def test_200_000_lines_are_there_at_once_and_the_loop_never_stalls(tmp_pat
 
         screen = await opened(pilot)
         watching = asyncio.create_task(watch())
-        await screen.until_last("line 199999")
+        await screen.until_last(f"line {lines - 1}")
         await pilot.press("home")
         await screen.until(lambda: screen.rows()[0].endswith(" line 0"), "the first line")
         await pilot.press("slash", *"line 1234$", "enter")
         await screen.until(lambda: "1 of 1" in screen.said("#foot"), "the only match")
         await screen.until(lambda: any(row.endswith(" line 1234") for row in screen.rows()), "the match in view")
         watching.cancel()
-        assert longest_s < 0.25
+        return longest_s
 
 
 async def test_a_search_marks_counts_and_walks(tmp_path: Path) -> None:
