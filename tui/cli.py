@@ -267,6 +267,32 @@ def fit(
 
 
 @app.command()
+def diagnose(target: Annotated[str, typer.Argument(help="A log's file, or a server's name.")], json: Json = False) -> int:
+    """Tell why a server failed: its first root cause, with evidence and remedies, from its log or any other of vLLM's."""
+    from tui.headless.diagnose import diagnose as tell
+
+    return tell(target, json=json)
+
+
+@app.command()
+def fix(
+    ctx: typer.Context,
+    name: Name,
+    apply: Annotated[bool, typer.Option("--apply", help="Make the change, and start the server again.")] = False,
+    remedy: Annotated[int | None, typer.Option(help="Which remedy of its card; by default the first.", min=1)] = None,
+    wait: WaitS = None,
+    json: Json = False,
+) -> int:
+    """Show what the remedy of a failed server changes in its profile; with --apply, change it and start again."""
+    from tui.headless.fix import fix as do_fix
+    from tui.headless.launch import Wishes
+
+    if not apply and (json or wait is not None):
+        raise UsageError("--wait and --json go with --apply")
+    return do_fix(open_store(ctx.obj), name, apply=apply, number=remedy, wishes=Wishes(wait_s=wait, json=json))
+
+
+@app.command()
 def doctor(
     json: Json = False,
     python: Annotated[str | None, typer.Option(help="Look for engines in this interpreter.")] = None,

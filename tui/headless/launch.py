@@ -50,7 +50,11 @@ def run(request: StartRequest, wishes: Wishes) -> int:
     """Start a server and attend it; returns 0, or raises the GpuboxError that tells why it is not ready."""
     if wishes.foreground:
         return asyncio.run(_foreground(request))
-    server = ensure_keeper().start(request)
+    return attend_start(ensure_keeper().start(request), wishes)
+
+
+def attend_start(server: Server, wishes: Wishes) -> int:
+    """Tell of a start that was just asked for, and attend it as `run` does."""
     _announce(server)
     return asyncio.run(_attend(server, wishes))
 
