@@ -8,6 +8,9 @@ from typing import Literal
 
 from backends.fit.estimate import Fit
 
+SMALLEST_BYTES = 64 << 20
+"""What a driver keeps to itself is no tenant: so little is not shown as others'."""
+
 PartName = Literal["weights", "KV cache", "overhead", "others", "free"]
 
 
@@ -39,7 +42,7 @@ def parts_of(fit: Fit, cells: int) -> tuple[Part, ...]:
         taken = sum(amount for _, amount in amounts)
         amounts.append(("others", max(0, usable - free)))
         amounts.append(("free", max(0, free - taken)))
-    shown = [(name, amount) for name, amount in amounts if amount > 0]
+    shown = [(name, n) for name, n in amounts if n > 0 and (name != "others" or n >= SMALLEST_BYTES)]
     shares = _shares([amount for _, amount in shown], cells)
     return tuple(Part(name, amount, share) for (name, amount), share in zip(shown, shares, strict=True))
 

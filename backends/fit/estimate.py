@@ -330,10 +330,10 @@ def _judge(case: Case, sums: Sums, needed: int | Missing) -> tuple[Verdict, str]
     if short and isinstance(sums.layout, Layout) and settings.max_model_len != 0:
         lack = sums.layout.room_for(length if isinstance(length, int) else 0)
         return Verdict.NO, (
-            f"one conversation of {length:,} tokens needs {gib(lack)} of KV cache, there is {gib(kv)}: "
-            f"room for {sums.longest:,} tokens"
+            f"room for {sums.longest:,} tokens of KV cache; one conversation of {length:,} needs {gib(lack)}, "
+            f"there is {gib(kv)}"
         )
-    wanted = _wanted_at_start(case, needed)
+    wanted = _wanted_at_start(case, sums, needed)
     free = room.free_bytes
     if isinstance(free, int) and wanted > free:
         held = f"; held by {', '.join(room.holders)}" if room.holders else ""
@@ -342,7 +342,7 @@ def _judge(case: Case, sums: Sums, needed: int | Missing) -> tuple[Verdict, str]
         return (Verdict.FITS if isinstance(sums.layout, Layout) else Verdict.UNKNOWN), tokens.reason
     several = f"{tokens:,} tokens of KV cache"
     if isinstance(sums.concurrency, float):
-        several += f", {sums.concurrency:,.1f} conversations of {length:,} tokens at once"
+        several += f": {sums.concurrency:,.1f} × {length:,} at once"
     if isinstance(sums.concurrency, float) and sums.concurrency < TIGHT_CONCURRENCY:
         return Verdict.TIGHT, several
     if room.count and isinstance(free, int) and free - needed < TIGHT_FREE_BYTES:
@@ -350,12 +350,16 @@ def _judge(case: Case, sums: Sums, needed: int | Missing) -> tuple[Verdict, str]
     return Verdict.FITS, several
 
 
-def _wanted_at_start(case: Case, needed: int) -> int:
-    """Return the bytes that must be free: vLLM insists on its whole share, whatever it puts there."""
+def _wanted_at_start(case: Case, sums: Sums, needed: int) -> int:
+    """Return the bytes that must be free: vLLM insists on its whole share, whatever it puts there.
+
+    CUDA graphs are left out: whether they find room is seen once all else is in its place.
+    """
     usable, settings = case.room.usable_bytes, case.settings
+    must = needed - sums.overhead.graphs_bytes
     if isinstance(usable, Missing) or settings.engine == "transformers" or settings.space_bytes is not None:
-        return needed
-    return max(needed, math.ceil(settings.utilization * usable))
+        return must
+    return max(must, math.ceil(settings.utilization * usable) + sums.overhead.context_bytes)
 
 
 def least_memory(case: Case, sums: Sums) -> int:

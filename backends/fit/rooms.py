@@ -51,7 +51,7 @@ def gpu_room(gpus: Sequence[Gpu], *, share: bool = False) -> Room:
     tightest = min(gpus, key=lambda gpu: -1 if isinstance(free := _to_be_had(gpu), Missing) else free)
     return Room(
         count=len(gpus),
-        name=", ".join(dict.fromkeys(gpu.name for gpu in gpus)),
+        name=", ".join(sorted({gpu.name for gpu in gpus})),
         usable_bytes=_least(usable),
         free_bytes=_least(free),
         indices=tuple(gpu.index for gpu in gpus),
@@ -73,14 +73,17 @@ def unknown_room(count: int) -> Room:
 
 
 def freest(gpus: Sequence[Gpu], count: int, *, share: bool = False) -> tuple[Gpu, ...]:
-    """Return the `count` GPUs that a launch would most likely get: none that is held, the most free memory first.
+    """Return the `count` GPUs that a launch would most likely get, fewer where there are not so many.
 
-    Fewer where there are not so many.
+    Last come those that are held, before them those that strangers use; of the others the most free memory counts.
     """
 
-    def rank(gpu: Gpu) -> tuple[bool, int, int]:
+    def rank(gpu: Gpu) -> tuple[bool, bool, int, int]:
         free = -1 if isinstance(amount := _to_be_had(gpu), Missing) else amount
-        return (bool(_refusal(gpu, share)), -(free >> 30), gpu.index)
+        strangers = not isinstance(gpu.processes, Missing) and any(
+            process.kind == "compute" and process.server is None for process in gpu.processes
+        )
+        return (bool(_refusal(gpu, share)), strangers, -(free >> 30), gpu.index)
 
     return tuple(sorted(sorted((gpu for gpu in gpus if not gpu.refusal), key=rank)[:count], key=lambda gpu: gpu.index))
 

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 
 def gib(amount_bytes: float) -> str:
-    """Show bytes as '42.3 GiB', small ones as '512 MiB' or '3 KiB'."""
+    """Show bytes as '42.3 GiB', small ones as '512 MiB' or '3.5 KiB'."""
     for unit, size, limit in (("KiB", 1 << 10, 1 << 20), ("MiB", 1 << 20, 1000 << 20)):
         if abs(amount_bytes) < limit:
-            return f"{amount_bytes / size:.4g} {unit}"
+            amount = amount_bytes / size
+            return f"{amount:.3g} {unit}" if abs(amount) < 100 else f"{amount:.0f} {unit}"
     return f"{amount_bytes / (1 << 30):.1f} GiB"
 
 
