@@ -267,8 +267,10 @@ def fit(
 
 
 @app.command()
-def diagnose(target: Annotated[str, typer.Argument(help="A log's file, or a server's name.")], json: Json = False) -> int:
-    """Tell why a server failed: its first root cause, with evidence and remedies, from its log or any other of vLLM's."""
+def diagnose(
+    target: Annotated[str, typer.Argument(help="A log's file, or a server's name.")], json: Json = False
+) -> int:
+    """Tell why a server failed: the first root cause in its log (or any log of vLLM), with evidence and remedies."""
     from tui.headless.diagnose import diagnose as tell
 
     return tell(target, json=json)

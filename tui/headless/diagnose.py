@@ -87,7 +87,7 @@ def _known_of(name: str) -> tuple[Server | None, dict[str, Any] | None, dict[str
     """Return what is on record of a server: its end, its profile, and the box; nothing where no keeper runs."""
     client = KeeperClient()
     if not client.is_up():
-        return _on_record(name), None, {}
+        return _on_record(name)
     try:
         snapshot = client.snapshot()
         server = next((one for one in snapshot.servers if one.name == name), None)
@@ -105,11 +105,15 @@ def _known_of(name: str) -> tuple[Server | None, dict[str, Any] | None, dict[str
     return server, profile, known
 
 
-def _on_record(name: str) -> Server | None:
+def _on_record(name: str) -> tuple[Server | None, dict[str, Any] | None, dict[str, Any]]:
     """Return what the keeper wrote down of a server that has ended."""
     from backends.keeper.record import ended_servers, read_all
 
-    return next((server for server in ended_servers(read_all()) if server.name == name), None)
+    records = [record for record in read_all() if record.name == name]
+    servers = ended_servers(records)
+    if not servers:
+        return None, None, {}
+    return servers[0], records[0].profile, {"port": servers[0].port}
 
 
 def _log_of(name: str, server: Server | None) -> Path:
