@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,3 +34,12 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     time.tzset()
+
+
+@pytest.fixture
+def own_garbage() -> Iterator[None]:
+    """Keep the collector off what earlier tests have left: collecting that is no stall of the app."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

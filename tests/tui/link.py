@@ -123,7 +123,7 @@ class FakeLink:
 
 async def until(pilot: Pilot[None], holds: Callable[[], bool], what: str) -> None:
     """Let the app work until something holds; fail after ten seconds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not holds():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         await pilot.pause(0.01)

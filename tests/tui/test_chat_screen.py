@@ -446,6 +446,7 @@ async def test_several_lines_are_written_pasted_and_brought_back() -> None:
         assert chat.field.text == ""
 
 
+@pytest.mark.usefixtures("own_garbage")
 async def test_a_flood_of_tokens_is_shown_whole_and_the_loop_never_stalls() -> None:
     words = [f"word{number} " + ("\n\n" if number % 40 == 39 else "") for number in range(2000)]
 

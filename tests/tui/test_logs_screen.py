@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
@@ -121,15 +121,11 @@ async def test_every_way_up_stops_following_and_the_way_down_ends_in_following(t
         assert screen.view.following
 
 
+@pytest.mark.usefixtures("own_garbage")
 async def test_200_000_lines_cost_the_loop_no_more_than_2_000(tmp_path: Path) -> None:
     """The longest stall of the loop, in its thread's own CPU time, is that of drawing; none grows with the file."""
-    gc.collect()
-    gc.freeze()  # Else a full collection of all earlier tests' objects counts as a stall.
-    try:
-        small_s = await longest_stall_s(tmp_path, 2_000)
-        big_s = await longest_stall_s(tmp_path, 200_000)
-    finally:
-        gc.unfreeze()
+    small_s = await longest_stall_s(tmp_path, 2_000)
+    big_s = await longest_stall_s(tmp_path, 200_000)
     assert big_s < 3 * small_s + 0.2
 
 
@@ -319,7 +315,7 @@ async def test_the_reading_thread_ends_with_the_app(tmp_path: Path) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
         await screen.until_last("line 9")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while any("ending" in thread.name for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)

@@ -78,7 +78,7 @@ class Screen:
         return str(self.app.screen.query_one(part, Static).content)
 
     async def until(self, holds: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not holds():
             assert time.monotonic() < deadline, f"waited in vain: {what}; {self.tiles}"
             await self.pilot.pause(0.01)
