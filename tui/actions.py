@@ -12,10 +12,10 @@ from textual.dom import DOMNode
 from textual.reactive import reactive
 
 from backends.client import KeeperLink
-from backends.errors import GpuboxError, ProfileError
+from backends.errors import ConflictError, GpuboxError, ProfileError
 from backends.handover import handover
 from backends.readonly import refusal
-from backends.snapshots import Metrics, Server, ServerState, Snapshot, StartRequest
+from backends.snapshots import Foreign, Metrics, Server, ServerState, Snapshot, StartRequest
 from tui.format import plural
 from tui.launching import Launchable, LaunchIntent, read_launchable
 from tui.screens.confirm import ConfirmScreen
@@ -62,10 +62,16 @@ class ServerActions(App[None]):
             return True
         destination, name, _ = parse(action) if isinstance(action, str) else action
         node = self.screen if destination == "screen" else default_namespace or self
-        if self.readonly and name in getattr(node, "CHANGES", ()):
+        if name not in getattr(node, "CHANGES", ()):
+            return False
+        server = self.named()
+        if self.readonly:
             self.complain(refusal(name.replace("_", " ")))
-            return True
-        return False
+        elif server is not None and server.foreign is not None and name in ("stop", "restart", "forget"):
+            self.complain(by_hand(server.name, server.foreign))
+        else:
+            return False
+        return True
 
     def request(self, work: Coroutine[Any, Any, object]) -> None:
         """Ask the keeper in the background; its refusal becomes a toast."""
@@ -172,6 +178,12 @@ class ServerActions(App[None]):
         lines = [line for _, line in handover(server)]
         self.copy_to_clipboard("\n".join(lines))
         self.notify("\n".join(lines), title=f"copied: how to use {server.name}", timeout=12, markup=False)
+
+
+def by_hand(name: str, foreign: Foreign) -> ConflictError:
+    """Say why a server that gpubox did not start is left alone."""
+    text = f"{name} was started by hand (pid {foreign.pid}, {foreign.user}): gpubox does not touch it"
+    return ConflictError(text, f"end it where it was started; gpubox reap {foreign.pid} does so after a question")
 
 
 def running_requests(server: Server) -> int:

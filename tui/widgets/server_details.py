@@ -51,6 +51,9 @@ def server_details(server: Server, now: float, width: int, colours: Palette) -> 
     lines += _start(server, now, width, colours)
     if isinstance(server.metrics, Metrics):
         lines += _serving(server.metrics, width, colours)
+    if server.foreign is not None:
+        who = f"{server.foreign.user}, pid {server.foreign.pid}: {server.foreign.command}"
+        lines.append(_line("by hand", who, width, colours))
     if server.log_path is not None:
         lines.append(_line("log", fit_path(server.log_path, width - LABEL), width, colours))
     return Text("\n").join(lines)

@@ -82,6 +82,8 @@ def state_cell(server: Server, now: float, with_bar: bool, colours: Palette) -> 
         time = left_short(progress, now) or duration(now - server.stage.since)
         return text.append(fit(describe(server), 20 - len(time)), colour).append(f" {time}", colours.dim)
     text.append(server.state.value, colour)
+    if server.foreign is not None:
+        text.append(" · by hand", colours.dim)
     if not server.is_live:
         text.append(f" {duration(now - server.state_since)} ago", colours.dim)
     if server.state is ServerState.BACKOFF and server.retry_at is not None:
