@@ -1,0 +1,93 @@
+"""What a profile asks of GPUs, before any is chosen."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.errors import GpuBusyError, NoSuchGpuError
+from backends.keeper.allocation import choose_gpus, fixed_need, indices_of, reserved
+from backends.records import Records
+from backends.simulation import SimulatedKeeper
+from backends.snapshots import Box, StartRequest
+from profiles.errors import InvalidProfileError
+from profiles.schema import Profile, parse_profile
+
+GIB = 2**30
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "intermediate_size": 2048,
+    "vocab_size": 1000,
+    "max_position_embeddings": 4096,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model of 2 GiB of weights, whose file is sparse."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [1024, 1024, 1024], "data_offsets": [0, 2 * GIB]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 2 * GIB)
+    return folder
+
+
+def profile(model: Path, share: bool = True, **args: Any) -> Profile:
+    return parse_profile({"name": "p", "model": str(model), "share": share, "args": args}, "p")
+
+
+@pytest.fixture
+def box() -> Box:
+    return SimulatedKeeper("2xH200", clock=lambda: 1.8e9).snapshot().box
+
+
+def test_a_share_of_the_gpu_is_reserved_by_utilization(model: Path, box: Box) -> None:
+    some = profile(model, gpu_memory_utilization=0.25)
+    (memory,) = reserved(some, box.gpus[:1], None).values()
+    total = box.gpus[0].memory_total_bytes
+    assert isinstance(total, int)
+    assert memory == pytest.approx(total / 4, rel=0.001)
+    assert set(reserved(profile(model, share=False), box.gpus, None).values()) == {None}
+
+
+def test_a_fixed_kv_cache_is_reserved_with_weights_and_overhead(model: Path, box: Box, tmp_path: Path) -> None:
+    some = profile(model, kv_cache_memory_bytes=3 * GIB)
+    needed = fixed_need(some, {}, box, Records(tmp_path / "records.sqlite"))
+    assert needed is not None
+    assert 5 * GIB < needed < 10 * GIB
+    assert reserved(some, box.gpus[:1], needed) == {box.gpus[0].uuid: needed}
+    assert fixed_need(profile(model, gpu_memory_utilization=0.5), {}, box, Records(tmp_path / "r.sqlite")) is None
+    tight = replace(box.gpus[0], grants=(), processes=(), memory_used_bytes=0, memory_free_bytes=4 * GIB)
+    request = StartRequest({}, {}, gpus=("0",))
+    with pytest.raises(GpuBusyError, match=r"4\.0 of 4\.0 GiB free, the profile wants .*kv_cache_memory_bytes"):
+        choose_gpus(some, request, replace(box, gpus=(tight,)), needed)
+
+
+def test_indices_are_looked_up_by_uuid(box: Box) -> None:
+    first, second = box.gpus
+    swapped = replace(box, gpus=(replace(second, index=0), replace(first, index=1)))
+    assert indices_of((first.uuid, second.uuid), swapped) == (1, 0)
+    with pytest.raises(NoSuchGpuError, match="not in this box any more"):
+        indices_of((first.uuid,), replace(box, gpus=(second,)))
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"gpus": "cpu", "args": {"gpu_memory_utilization": 0.4}}, {"engine": "transformers"}]
+)
+def test_a_profile_that_shares_says_how_much(data: dict[str, Any]) -> None:
+    with pytest.raises(InvalidProfileError, match=r"share.* is for vLLM on GPUs, with its part of the memory said"):
+        parse_profile({"name": "p", "model": "a/b", "share": True} | data, "p")
