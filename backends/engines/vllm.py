@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.engines.base import HttpGet, Placement, Plan, Readiness, StageMark, Step
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from profiles.schema import Profile
 
 REMEDY = "pip install 'gpubox[vllm]', or let the profile name the interpreter that has it: python = \"/path/to/python\""
+
+
+DOWNLOAD = Path(__file__).with_name("download.py")
 
 
 class VllmEngine:
@@ -40,6 +44,8 @@ class VllmEngine:
         if profile.source == "demo":
             steps.append(Step("prepare", build_argv(python)))
             model = str(demo_model_dir())
+        elif profile.share and profile.source == "hub":
+            steps.append(Step("download", (python, str(DOWNLOAD), model, *_where_to(profile.args))))
         serve = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         serve += [
             "--served-model-name",
@@ -94,6 +100,12 @@ async def _kind(http: HttpGet, served_name: str) -> ModelKind:
     messages = [{"role": "user", "content": "hi"}]
     status, _ = await http.post("/tokenize", {"model": served_name, "messages": messages})
     return ModelKind.CHAT if status == 200 else ModelKind.COMPLETION
+
+
+def _where_to(args: Mapping[str, Any]) -> list[str]:
+    """Return the download's options that the engine's arguments name."""
+    named = {"revision": args.get("revision"), "cache_dir": args.get("download_dir")}
+    return [f"{key}={value}" for key, value in named.items() if value is not None]
 
 
 def _cards(body: bytes) -> list[dict[str, Any]]:

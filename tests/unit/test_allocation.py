@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backends.engines.base import Placement
+from backends.engines.vllm import DOWNLOAD, VllmEngine
 from backends.errors import GpuBusyError, NoSuchGpuError
 from backends.keeper.allocation import choose_gpus, fixed_need, indices_of, reserved
 from backends.records import Records
@@ -91,3 +94,13 @@ def test_indices_are_looked_up_by_uuid(box: Box) -> None:
 def test_a_profile_that_shares_says_how_much(data: dict[str, Any]) -> None:
     with pytest.raises(InvalidProfileError, match=r"share.* is for vLLM on GPUs, with its part of the memory said"):
         parse_profile({"name": "p", "model": "a/b", "share": True} | data, "p")
+
+
+def test_a_model_of_the_hub_that_shares_a_gpu_is_downloaded_before_its_turn() -> None:
+    args = {"gpu_memory_utilization": 0.4, "revision": "v2"}
+    some = parse_profile({"name": "p", "model": "a/b", "share": True, "python": sys.executable, "args": args}, "p")
+    steps = VllmEngine().plan(some, Placement((0,), 8000, {})).steps
+    assert [step.label for step in steps] == ["download", "boot"]
+    assert steps[0].argv[1:] == (str(DOWNLOAD), "a/b", "revision=v2")
+    alone = some.model_copy(update={"share": False})
+    assert [step.label for step in VllmEngine().plan(alone, Placement((0,), 8000, {})).steps] == ["boot"]
