@@ -117,7 +117,7 @@ async def _becomes_ready(subject: Subject, http: EngineHttp, watch: StartWatch) 
     subject.keep(**told)
     progress = replace(watch.progress(now), done=watch.done(now), ratio=1.0, eta_s=None, quiet_since=None)
     subject.become(ServerState.READY, stage=None, progress=progress, figures=watch.figures, **told)
-    subject.around.history.ready(subject)
+    subject.around.history.ready(subject, watch)
     subject.tell("ready", f"ready in {now - subject.record.launched_at:.0f} s at {subject.server.address}")
     return True
 

@@ -1,6 +1,6 @@
 """Writing launches to the records, off the event loop and in their order; nothing here waits for a disk.
 
-What a launch was is read from its log, whose lines carry their times: so it is the same whichever keeper saw it end.
+Of a start that no keeper saw to its end, the log tells: its lines carry their times.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class History:
         found = await asyncio.to_thread(self.records.launch, _id(record))
         return found.figures if found else None
 
-    def ready(self, subject: Subject) -> None:
-        """Put on record that a launch got ready, with its stages and figures."""
-        record, profile, engine = subject.record, subject.profile, subject.engine
-        self._later(lambda: self.records.add(self._with_start(record, profile, engine, "ready")))
+    def ready(self, subject: Subject, watch: StartWatch) -> None:
+        """Put on record that a launch got ready, with the stages and figures that were seen."""
+        record, profile = subject.record, subject.profile
+        self._later(lambda: self.records.add(self._with_start(record, profile, watch, "ready")))
 
     def ended(self, subject: Subject) -> None:
         """Put on record how a launch ended, which the subject's state tells."""
@@ -73,7 +73,8 @@ class History:
     def _end(self, record: Record, profile: Profile, engine: Engine, server: Server) -> None:
         launch = self.records.launch(_id(record))
         if launch is None or launch.outcome == "starting":
-            launch = self._with_start(record, profile, engine, "starting")
+            watch = read_start(engine, record.log_path, record.launched_at, _start_over_at(record))
+            launch = self._with_start(record, profile, watch, "starting")
         self.records.add(
             replace(
                 launch,
@@ -84,18 +85,16 @@ class History:
             )
         )
 
-    def _with_start(self, record: Record, profile: Profile, engine: Engine, outcome: str) -> Launch:
-        """Return a launch with what its log tells of its start."""
+    def _with_start(self, record: Record, profile: Profile, watch: StartWatch, outcome: str) -> Launch:
+        """Return a launch with what was seen of its start."""
         launch = self.records.launch(_id(record)) or _launch(record, profile, None)
-        ended_at = record.ready_at or (record.exit.at if record.exit else None)
-        watch = read_start(engine, record.log_path, record.launched_at, ended_at)
         return replace(
             launch,
             outcome=outcome,
             ready_at=record.ready_at,
             engine_version=record.engine_version or watch.version,
             compile_cached=watch.compile_cached,
-            stages=watch.done(ended_at),
+            stages=watch.done(_start_over_at(record)),
             figures=watch.figures,
         )
 
@@ -127,6 +126,10 @@ def read_start(engine: Engine, log_path: str, launched_at: float, until: float |
     finally:
         follower.close()
     return watch
+
+
+def _start_over_at(record: Record) -> float | None:
+    return record.ready_at or (record.exit.at if record.exit else None)
 
 
 def _id(record: Record) -> str:
