@@ -60,6 +60,7 @@ def fit_here(
     count = profile.gpus if isinstance(profile.gpus, int) else 0
     rooms: dict[int, Room]
     if tuple(wanted) == ("cpu",) or not count:
+        profile = profile.model_copy(update={"gpus": "cpu"})
         rooms = {0: host_room(box.host)}
         learned = learned_figures(profile, "CPU")
         own = estimate(profile, checkpoint, rooms[0], learned, environ)

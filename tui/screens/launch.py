@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shlex
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -14,18 +16,24 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, Static
 
 from backends.errors import GpuboxError, UsageError
-from backends.snapshots import Gpu, Missing, Snapshot, StartRequest
+from backends.snapshots import Box, Gpu, Missing, Snapshot, StartRequest
 from tui.format import fit, gib, indices, plural, short_gpu_name, shown
 from tui.launching import Launchable, LaunchIntent
 from tui.themes import MEMORY_LEVELS, Palette, palette
 from tui.widgets.bars import bar
+from tui.widgets.fit_bar import FitBar
 from tui.widgets.gpu_table import memory_ratio
 from tui.widgets.live_table import GAP, Column, LiveTable
 
 if TYPE_CHECKING:
+    from backends.fit.estimate import Fit
     from tui.app import GpuboxApp
 
 SHEET_CELLS = 100
+SHORT_ROWS = 30
+"""A lower terminal has less room for the command."""
+MEMORY_STEP_BYTES = 256 << 20
+"""Whether it fits is reckoned anew when a GPU's free memory has changed by so much."""
 
 
 class GpuPicker(LiveTable):
@@ -54,6 +62,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         self._launchable = launchable
         self._ticked: set[str] = set()
         self._rest = "cpu" if launchable.profile.gpus == "cpu" else "auto"
+        self._reckoned: object = None
 
     @property
     def gpubox(self) -> GpuboxApp:
@@ -67,6 +76,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             yield Static(id="what")
             yield GpuPicker()
             yield Static(id="chosen")
+            yield FitBar()
             with Horizontal(classes="field"):
                 yield Label("Port")
                 yield Input(placeholder=str(self._launchable.profile.port), id="port", compact=True)
@@ -91,7 +101,9 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             picker.select(free)
 
     def on_resize(self) -> None:
-        """Lay out for the new width."""
+        """Lay out for the new size."""
+        self.set_class(self.app.size.height < SHORT_ROWS, "short")
+        self._reckoned = None
         self._follow()
 
     @property
@@ -162,6 +174,32 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             command.update(Text(f"✗ {problem.message}\n{problem.hint}".rstrip(), style=colours.bad))
             return
         self.query_one("#chosen", Static).update(chosen_line(self._chosen(), needed, bool(self._gpus), colours))
+        self._show_fit(intent, needed)
+
+    def _show_fit(self, intent: LaunchIntent, needed: int) -> None:
+        """Reckon in a thread whether it fits; not again while nothing that counts has changed."""
+        snapshot: Snapshot | None = self.gpubox.snapshot
+        if snapshot is None:
+            return
+        chosen = intent.gpus or ("auto",)
+        if chosen not in (("auto",), ("cpu",)) and len(chosen) != needed:
+            self._reckoned = None
+            self.workers.cancel_group(self, "fit")
+            self.query_one(FitBar).show(
+                f"tick {plural(needed, 'GPU')} to see whether it fits", self._width, palette(self.app)
+            )
+            return
+        memory = tuple((gpu.uuid, why_not(gpu), _steps(gpu.memory_free_bytes)) for gpu in self._gpus)
+        if (state := (chosen, intent.sets, memory)) != self._reckoned:
+            self._reckoned = state
+            self.run_worker(self._reckon(intent, chosen, snapshot.box), name="fit", group="fit", exclusive=True)
+
+    async def _reckon(self, intent: LaunchIntent, chosen: tuple[str, ...], box: Box) -> None:
+        try:
+            told = await asyncio.to_thread(_fit, self._launchable, intent, chosen, box)
+        except GpuboxError as problem:
+            told = problem.message
+        self.query_one(FitBar).show(told, self._width, palette(self.app))
 
     def _intent(self) -> LaunchIntent:
         port_text = self.query_one("#port", Input).value.strip()
@@ -201,6 +239,19 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             self.dismiss(self._launchable.request(self._intent()))
         except GpuboxError as problem:
             self.gpubox.complain(problem)
+
+
+def _fit(launchable: Launchable, intent: LaunchIntent, chosen: tuple[str, ...], box: Box) -> Fit | str:
+    """Reckon how a launch fits; reads the model's headers, so not for the UI's own thread."""
+    from backends.fit.checkpoint import read_checkpoint
+    from backends.fit.choices import fit_here
+
+    profile, _ = launchable.merged(intent)
+    return fit_here(profile, box, chosen, os.environ, read_checkpoint(profile, os.environ))
+
+
+def _steps(free_bytes: int | Missing) -> int | None:
+    return None if isinstance(free_bytes, Missing) else free_bytes // MEMORY_STEP_BYTES
 
 
 def chosen_line(chosen: tuple[str, ...], needed: int, has_gpus: bool, colours: Palette) -> Text:
