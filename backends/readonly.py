@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from backends.errors import KeeperError, UsageError
 from backends.orphans import Orphan, Reaped
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 HINT = "open gpubox without --readonly to do that"
 POLL_S = 1.0
-QUESTIONS = frozenset({"/v1/fit"})
-"""Routes that are posted to because a question is long: they change nothing."""
 
 _forbidden = False
 
@@ -37,15 +35,15 @@ def forbids() -> bool:
     return _forbidden
 
 
-def refuse(what: str) -> NoReturn:
-    """Raise the one line that every action ends with."""
-    raise UsageError(f"gpubox is read-only: it does not {what}", HINT)
+def refusal(what: str) -> UsageError:
+    """Return the one line that every action ends with."""
+    return UsageError(f"gpubox is read-only: it does not {what}", HINT)
 
 
-def check_request(method: str, route: str) -> None:
+def check_request(method: str) -> None:
     """Refuse a request to the keeper that is no question; raises UsageError."""
-    if _forbidden and method != "GET" and route.partition("?")[0] not in QUESTIONS:
-        refuse("start, stop or signal anything")
+    if _forbidden and method != "GET":
+        raise refusal("start, stop or signal anything")
 
 
 def check_keeper_start() -> None:
@@ -68,19 +66,23 @@ class ReadOnlyKeeper:
 
     async def start(self, request: StartRequest) -> Server:
         """Refuse."""
-        refuse("start a server")
+        raise refusal("start a server")
 
     async def stop(self, name: str, *, force: bool = False) -> Server:
         """Refuse."""
-        refuse(f"stop {name}")
+        raise refusal(f"stop {name}")
 
-    async def restart(self, name: str) -> Server:
+    async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
         """Refuse."""
-        refuse(f"restart {name}")
+        raise refusal(f"restart {name}")
+
+    async def profile(self, name: str) -> dict[str, Any]:
+        """See KeeperLink."""
+        return await self._link.profile(name)
 
     async def forget(self, name: str) -> None:
         """Refuse."""
-        refuse(f"forget {name}")
+        raise refusal(f"forget {name}")
 
     async def connection(self, name: str) -> Connection:
         """See KeeperLink."""
@@ -104,7 +106,7 @@ class ReadOnlyKeeper:
 
     async def reap(self, pid: int, start_ticks: int, *, foreign: bool = False) -> Reaped:
         """Refuse."""
-        refuse(f"signal pid {pid}")
+        raise refusal(f"signal pid {pid}")
 
 
 async def unkept_updates() -> AsyncIterator[Update]:

@@ -62,7 +62,7 @@ async def test_the_cursor_chooses_whose_processes_are_shown() -> None:
         await pilot.press(*["down"] * 6)
         await until(pilot, lambda: "GPU 6 ·" in shown(pilot), "the seventh GPU")
         assert "31337  alice" in shown(pilot)
-        assert "not ours" in shown(pilot)
+        assert "▒ foreign" in shown(pilot)
         assert "python train.py" in shown(pilot)
         await pilot.press("k", "k", "j")
         await until(pilot, lambda: "GPU 5 ·" in shown(pilot), "the sixth GPU")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backends.client import AsyncKeeper
+from backends.client import AsyncKeeper, KeeperLink
+from backends.readonly import ReadOnlyKeeper, forbids, unkept_updates
 from tui.app import GpuboxApp
 
 if TYPE_CHECKING:
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
 
 def open_screen(store: Store, launch: LaunchIntent | None, simulate: str | None) -> int:
     """Run the control center until it is left, with a launch begun or over a simulated box; returns the exit code."""
+    link: KeeperLink
     if simulate:
         from backends.simulation import SimulatedKeeper
 
-        app = GpuboxApp(SimulatedKeeper(simulate), store=store, launch=launch, simulated=True)
+        simulated = SimulatedKeeper(simulate)
+        link = ReadOnlyKeeper(simulated) if forbids() else simulated
     else:
-        app = GpuboxApp(AsyncKeeper(), store=store, launch=launch)
+        link = ReadOnlyKeeper(AsyncKeeper(starts_keeper=False), unkept_updates) if forbids() else AsyncKeeper()
+    app = GpuboxApp(link, store=store, launch=launch, simulated=bool(simulate))
     app.run()
     return app.return_code or 0

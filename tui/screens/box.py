@@ -11,9 +11,13 @@ from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Static
 
 from backends.errors import GpuboxError
-from backends.snapshots import Box, Server, Snapshot
-from tui.format import plural
+from backends.orphans import Orphan
+from backends.snapshots import Box, Gpu, GpuProcess, Owner, Server, Snapshot
+from tui.format import memory, plural
+from tui.owners import SIGNS, owned
 from tui.screens.base import DETAILS_TOOLTIP, GpuboxScreen
+from tui.screens.confirm import ConfirmScreen
+from tui.screens.end_foreign import EndForeignScreen
 from tui.themes import STATES, Palette, palette
 from tui.widgets.gpu_details import GpuDetails
 from tui.widgets.gpu_table import GpuTable
@@ -27,7 +31,10 @@ class BoxScreen(GpuboxScreen):
     """Host and GPUs above, the GPU under the cursor below."""
 
     CSS_PATH = "../styles/box.tcss"
+    CHANGES = frozenset({"reap", "end_foreign"})
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("x", "reap", "Reap", id="box.reap", tooltip="Kill what a server left behind on this GPU"),
+        Binding("X", "end_foreign", "End …", id="box.end_foreign", tooltip="End a foreign process of this GPU"),
         Binding("ctrl+down", "scroll_details(1)", "Down", show=False, tooltip=DETAILS_TOOLTIP, id="details.down"),
         Binding("ctrl+up", "scroll_details(-1)", "Up", show=False, tooltip=DETAILS_TOOLTIP, id="details.up"),
     ]
@@ -42,19 +49,28 @@ class BoxScreen(GpuboxScreen):
     def __init__(self) -> None:
         super().__init__()
         self._asked_for: str | None = None
+        self._offered: object = None
+        self._unplaced: tuple[Orphan, ...] = ()
 
     def on_mount(self) -> None:
-        """Keep the history of the GPU under the cursor fresh."""
+        """Keep the history of the GPU under the cursor fresh, and what no GPU shows: orphans on the CPU."""
         self.set_interval(HISTORY_EVERY_S, self._read_history)
+        self.set_interval(HISTORY_EVERY_S, self._read_orphans)
+
+    def on_screen_resume(self) -> None:
+        """Look for orphans on the CPU at once."""
+        self._read_orphans()
 
     def show(self, snapshot: Snapshot, server: Server | None) -> None:
         """Show every GPU."""
         width, colours = self.app.size.width - 2, palette(self.app)
         lines = [box_line(snapshot.box, width, colours), host_line(snapshot.box.host, width, colours)]
+        lines += [_unplaced_line(orphan, colours) for orphan in self._unplaced]
         self.query_one("#host", Static).update(Text("\n").join(lines if snapshot.box.gpus else lines[1:]))
         self.set_class(not snapshot.box.gpus, "-no-gpu")
         if not snapshot.box.gpus:
             self.query_one("#no-gpu", Static).update(no_gpu(snapshot.box, snapshot.servers, colours))
+            self._offer()
             return
         table = self.query_one(GpuTable)
         table.follow(snapshot, width)
@@ -63,12 +79,94 @@ class BoxScreen(GpuboxScreen):
     def _show_details(self, snapshot: Snapshot, uuid: str | None) -> None:
         details = self.query_one(GpuDetails)
         details.follow(snapshot, uuid)
+        self._offer()
         if details.lacks_history and self._asked_for != uuid:
             self._read_history()
 
     def action_scroll_details(self, lines: int) -> None:
         """Show what the panel has no room for."""
         self.query_one(GpuDetails).scroll_relative(y=lines, animate=False)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to end only what is there to end."""
+        if not super().check_action(action, parameters):
+            return False
+        match action:
+            case "reap":
+                return bool(self._orphans())
+            case "end_foreign":
+                return bool(self._foreign())
+        return True
+
+    def action_reap(self) -> None:
+        """Kill the orphans of the GPU under the cursor, after a question."""
+        orphans = self._orphans()
+        lines = "\n".join(f"pid {pid}  {command}, left by {server}" for pid, _, command, server in orphans)
+        text = f"Nobody looks after {'it' if len(orphans) == 1 else 'them'} any more:\n\n{lines}"
+
+        def reap(sure: bool | None) -> None:
+            if sure:
+                self.gpubox.request(self._reap([(pid, ticks) for pid, ticks, _, _ in orphans]))
+
+        self.app.push_screen(ConfirmScreen(f"Kill {plural(len(orphans), 'orphan')}?", text, "Kill"), reap)
+
+    def action_end_foreign(self) -> None:
+        """End a process that is not gpubox's, once its pid was typed."""
+
+        def end(process: GpuProcess | None) -> None:
+            if process is not None and process.start_ticks is not None:
+                self.gpubox.request(self._reap([(process.pid, process.start_ticks)], foreign=True))
+
+        gpu = self._gpu()
+        title = f"End a process on GPU {gpu.index}?" if gpu else "End a process?"
+        self.app.push_screen(EndForeignScreen(title, self._foreign()), end)
+
+    async def _reap(self, processes: list[tuple[int, int]], *, foreign: bool = False) -> None:
+        for pid, ticks in processes:
+            reaped = await self.gpubox.link.reap(pid, ticks, foreign=foreign)
+            self.notify(f"pid {pid} is gone ({reaped.signal})", markup=False)
+        self._read_orphans()
+
+    def _orphans(self) -> list[tuple[int, int, str, str]]:
+        """Return pid, start ticks, command and server of the orphans under the cursor, else of those on the CPU."""
+        gpu = self._gpu()
+        here = [
+            (one.pid, one.start_ticks, one.command, one.server or "a server")
+            for one in owned([gpu] if gpu else [], Owner.ORPHAN)
+            if one.start_ticks is not None
+        ]
+        return here or [(one.pid, one.start_ticks, one.command, one.server) for one in self._unplaced]
+
+    def _foreign(self) -> tuple[GpuProcess, ...]:
+        gpu = self._gpu()
+        return tuple(one for one in owned([gpu] if gpu else [], Owner.FOREIGN) if one.start_ticks is not None)
+
+    def _gpu(self) -> Gpu | None:
+        snapshot = self.gpubox.snapshot
+        uuids = [details.uuid for details in self.query(GpuDetails)]
+        return next((gpu for gpu in snapshot.box.gpus if gpu.uuid in uuids), None) if snapshot else None
+
+    def _offer(self) -> None:
+        """Draw the keys anew where others work now."""
+        offered = bool(self._orphans()), bool(self._foreign())
+        if offered != self._offered:
+            self._offered = offered
+            self.refresh_bindings()
+
+    def _read_orphans(self) -> None:
+        if self.is_current and self.gpubox.trouble is None:
+            self._look_for_orphans()
+
+    @work(group="orphans", exclusive=True)
+    async def _look_for_orphans(self) -> None:
+        try:
+            found = await self.gpubox.link.orphans()
+        except GpuboxError:
+            return
+        unplaced = tuple(orphan for orphan in found if not orphan.gpus)
+        if unplaced != self._unplaced:
+            self._unplaced = unplaced
+            self._changed()
 
     @on(DataTable.RowHighlighted)
     def _other_gpu(self, message: DataTable.RowHighlighted) -> None:
@@ -91,6 +189,12 @@ class BoxScreen(GpuboxScreen):
         details.take(uuid, series)
         if self.gpubox.snapshot is not None:
             details.follow(self.gpubox.snapshot, details.uuid)
+
+
+def _unplaced_line(orphan: Orphan, colours: Palette) -> Text:
+    left = f"{SIGNS[Owner.ORPHAN]} {orphan.server} left pid {orphan.pid} behind"
+    held = f", with {memory(orphan.host_bytes)} of the host's memory · x ends it"
+    return Text.assemble((left, colours.bad), (held, colours.dim), no_wrap=True, overflow="ellipsis")
 
 
 def no_gpu(box: Box, servers: tuple[Server, ...], colours: Palette) -> Text:

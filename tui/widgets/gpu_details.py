@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -11,9 +11,11 @@ from textual.widgets import Static
 
 from backends.snapshots import Gpu, GpuProcess, Missing, Series, Server, Snapshot
 from tui.format import NOTHING, fit, memory, percent, shown
+from tui.owners import owner_text
 from tui.themes import MEMORY_LEVELS, Palette, palette
 from tui.widgets.bars import faded, history
 from tui.widgets.gpu_table import memory_ratio
+from tui.widgets.share_bar import owner_colour, share_lines
 
 READINGS = (
     ("memory_used_bytes", "memory used"),
@@ -60,8 +62,8 @@ class GpuDetails(VerticalScroll):
         if gpu is None:
             return
         colours, width = palette(self.app), max(20, self.size.width)
-        server = next((s for s in snapshot.servers if s.name == gpu.holder), None)
-        facts = gpu_facts(gpu, server, width, colours, tight=self.size.height < TIGHT)
+        servers = {server.name: server for server in snapshot.servers}
+        facts = gpu_facts(gpu, servers, width, colours, tight=self.size.height < TIGHT)
         self.query_one("#gpu-facts", Static).update(facts)
         hidden = facts.plain.count("\n") + 1 - self.size.height
         more = f" · {hidden} more: ^↓" if hidden > 0 else f" · {gpu.uuid}" if width >= WITH_UUID else ""
@@ -91,17 +93,22 @@ class GpuDetails(VerticalScroll):
             part.update(gpu_history(self._series, gpu, width, room, colours))
 
 
-def gpu_facts(gpu: Gpu, server: Server | None, width: int, colours: Palette, *, tight: bool) -> Text:
-    """Say whose the GPU is, what is free, what runs on it, and what could not be read."""
-    lines = [_summary(gpu, server, colours)]
+def gpu_facts(gpu: Gpu, servers: Mapping[str, Server], width: int, colours: Palette, *, tight: bool) -> Text:
+    """Say whose the GPU and each part of its memory is, what runs on it, and what could not be read."""
+    lines = [_summary(gpu, servers, colours)]
     if gpu.refusal is not None:
         lines.append(Text(f"⊘ cannot be assigned: {gpu.refusal}", style=colours.warn))
+    if not tight:
+        lines += share_lines(gpu, width, colours)
     if isinstance(gpu.processes, Missing):
         lines.append(Text(f"processes {NOTHING} {gpu.processes.reason}", style=colours.dim))
     elif gpu.processes:
         if not tight:
             lines.append(_process_heading(width, colours))
-        lines += [_process_line(process, width, colours) for process in gpu.processes]
+        for process in gpu.processes:
+            lines.append(_process_line(process, width, colours))
+            if process.note:
+                lines.append(Text(f"{'':>8}  {process.note}", style=colours.warn))
     else:
         lines.append(Text("no processes", style=colours.dim))
     for name, title in READINGS:
@@ -111,15 +118,17 @@ def gpu_facts(gpu: Gpu, server: Server | None, width: int, colours: Palette, *, 
     return Text("\n", no_wrap=True).join(lines)
 
 
-def _summary(gpu: Gpu, server: Server | None, colours: Palette) -> Text:
-    text = Text()
-    if server is not None:
-        text.append("held by ", colours.dim).append(server.name, f"bold {colours.text}")
-        text.append(f" ({server.state.value})", colours.state(server.state))
-    elif gpu.holder is not None:
-        text.append("held by ", colours.dim).append(gpu.holder, f"bold {colours.text}")
-    else:
-        text.append("held by no server", colours.dim)
+def _summary(gpu: Gpu, servers: Mapping[str, Server], colours: Palette) -> Text:
+    text = Text("held by " if gpu.grants else "held by no server", style=colours.dim)
+    for place, grant in enumerate(gpu.grants):
+        server = servers.get(grant.server) if grant.ours else None
+        text.append(", " if place else "", colours.dim).append(grant.server, f"bold {colours.text}")
+        if not grant.ours:
+            text.append(f" of {grant.user}", colours.warn)
+        if server is not None:
+            text.append(f" ({server.state.value})", colours.state(server.state))
+        if grant.memory_bytes is not None:
+            text.append(f" {memory(grant.memory_bytes)}", colours.text)
     text.append(f" · {shown(gpu.memory_free_bytes, memory)} free", colours.text)
     ratio = memory_ratio(gpu)
     text.append(f" · {shown(ratio, percent)} used", colours.level(ratio, MEMORY_LEVELS))
@@ -127,7 +136,7 @@ def _summary(gpu: Gpu, server: Server | None, colours: Palette) -> Text:
 
 
 def _process_heading(width: int, colours: Palette) -> Text:
-    return Text(f"{'pid':>8}  {'user':<10}  {'MiB':>8}  {'server':<18}  command"[:width], style=colours.dim)
+    return Text(f"{'pid':>8}  {'user':<10}  {'MiB':>8}  {'whose':<18}  command"[:width], style=colours.dim)
 
 
 def _process_line(process: GpuProcess, width: int, colours: Palette) -> Text:
@@ -135,7 +144,7 @@ def _process_line(process: GpuProcess, width: int, colours: Palette) -> Text:
     command = fit(process.command, max(6, width - 8 - 10 - 8 - 18 - 8))
     return Text.assemble(
         (f"{process.pid:>8}  {fit(process.user, 10):<10}  {held:>8}  ", colours.text),
-        (f"{fit(process.server or 'not ours', 18):<18}  ", colours.accent if process.server else colours.warn),
+        (f"{fit(owner_text(process), 18):<18}  ", owner_colour(process.owner, colours)),
         (command, colours.text),
     )
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from backends.snapshots import Gpu, Missing, Server, Snapshot
+from backends.snapshots import Gpu, Missing, Owner, Server, Snapshot
 from tui.format import NOTHING, fit, gib, percent, short_gpu_name, shown
+from tui.owners import SIGNS
 from tui.themes import MEMORY_LEVELS, STATES, UTILIZATION_LEVELS, Palette, palette
 from tui.widgets.bars import bar
 from tui.widgets.live_table import GAP, Column, LiveTable
+from tui.widgets.share_bar import share_bar
 
 WIDE = 110
 WITH_PROCESSES = 150
@@ -70,7 +72,7 @@ class GpuTable(LiveTable):
             Text(str(gpu.index), style=f"bold {colours.text}"),
             Text(short_gpu_name(gpu.name), style=colours.text),
             Text.assemble(
-                bar(ratio, sizes.memory_bar, colour, colours.faint),
+                share_bar(gpu, sizes.memory_bar, colours),
                 (f"{used:>6}", colour),
                 (f"/{total:<5}", colours.dim),
             ),
@@ -100,13 +102,17 @@ def memory_ratio(gpu: Gpu) -> float | Missing:
 def owner(gpu: Gpu, servers: dict[str, Server], width: int, colours: Palette) -> Text:
     """Say in `width` cells whose the GPU is: a server's, nobody's to assign, somebody else's, or free."""
     if gpu.holder is not None:
-        server = servers.get(gpu.holder)
-        sign, colour = (STATES[server.state][0], colours.state(server.state)) if server else ("●", colours.dim)
+        ours = next((servers[grant.server] for grant in gpu.grants if grant.ours and grant.server in servers), None)
+        sign, colour = (STATES[ours.state][0], colours.state(ours.state)) if ours else ("●", colours.dim)
         return Text.assemble((f"{sign} ", colour), (fit(gpu.holder, width - 2), colours.text))
     if gpu.refusal is not None:
         return Text(fit(f"⊘ {gpu.refusal}", width), style=colours.warn)
     if isinstance(gpu.processes, Missing):
         return Text(NOTHING, style=colours.dim)
+    left_by = list(dict.fromkeys(p.server or NOTHING for p in gpu.processes if p.owner is Owner.ORPHAN))
+    if left_by:
+        sign = SIGNS[Owner.ORPHAN]
+        return Text(fit(f"{sign} left by {', '.join(left_by)}", width), style=colours.bad)
     strangers = list(dict.fromkeys(p.user for p in gpu.processes if p.server is None))
     if strangers:
         return Text(fit(f"▲ {', '.join(strangers)}", width), style=colours.warn)
