@@ -147,7 +147,7 @@ async def follow_ready(subject: Subject, http: EngineHttp, scraped: asyncio.Even
         if failures == UNRESPONSIVE_AFTER and subject.state is ServerState.READY:
             subject.become(ServerState.UNRESPONSIVE)
             subject.tell("unresponsive", f"does not answer: {metrics.reason if isinstance(metrics, Missing) else ''}")
-        elif failures == 0 and subject.state is ServerState.UNRESPONSIVE:
+        elif failures == 0 and subject.state is ServerState.UNRESPONSIVE and not subject.doomed:
             subject.become(ServerState.READY)
             subject.tell("ready", "answers again")
         subject.show(metrics=metrics)

@@ -93,8 +93,8 @@ class Servers:
 
         Raises ProfileError, NoSuchGpuError, GpuBusyError, UsageError, or ConflictError where the name or port is taken.
         """
+        profile = _checked(request.profile)
         try:
-            profile = parse_profile(request.profile, "the profile")
             resolve_secrets(profile, request.environ)
         except InvalidProfileError as problem:
             raise ProfileError(str(problem)) from problem
@@ -179,7 +179,9 @@ class Servers:
             supervisor.restart()
             return supervisor.server
         record = supervisor.record
-        gpus = record.gpus or ("cpu",)  # by UUID: indices change when a GPU is lost or added
+        gpus: tuple[str, ...] | None = record.gpus or ("cpu",)  # by UUID: indices change when a GPU is lost or added
+        if profile is not None and _checked(profile).gpus not in ("cpu", len(record.gpus)):
+            gpus = None
         return await self.start(StartRequest(profile or record.profile, record.environ, name, gpus, record.asked_port))
 
     def profile(self, name: str) -> dict[str, Any]:
@@ -212,6 +214,13 @@ class Servers:
         except KeyError:
             known = ", ".join(sorted(self._supervisors)) or "none yet"
             raise NoSuchServerError(f"there is no server {name}", f"known: {known}") from None
+
+
+def _checked(content: dict[str, Any]) -> Profile:
+    try:
+        return parse_profile(content, "the profile")
+    except InvalidProfileError as problem:
+        raise ProfileError(str(problem)) from problem
 
 
 def _state_on_record(record: Record, facts: ProcessFacts | Missing) -> ServerState:

@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 
 class Subject:
-    """What a server's supervisor and those who follow its engine share; `server` is what clients see."""
+    """What a server's supervisor and those who follow its engine share; `server` is what clients see.
+
+    `doomed` says that a process has died which the engine cannot do without: whatever it answers, it is not well.
+    """
 
     def __init__(
         self, record: Record, profile: Profile, engine: Engine, around: Surroundings, state: ServerState
@@ -30,6 +33,7 @@ class Subject:
         self.profile = profile
         self.engine = engine
         self.around = around
+        self.doomed = False
         self.server = server_of(record, profile, engine, state)
 
     @property
@@ -51,6 +55,7 @@ class Subject:
         """Go to the first state of a launch that has just been put on record."""
         state = first_state(self.record)
         check(self.server.state, state)
+        self.doomed = False
         self.server = server_of(self.record, self.profile, self.engine, state)
         self.around.hub.publish(ServerUpdate(self.server))
 

@@ -25,6 +25,7 @@ from backends.keeper.record import Record, erase
 from backends.keeper.subject import Subject
 from backends.keeper.surroundings import Surroundings
 from backends.keeper.turns import Turn, gate_path
+from backends.keeper.vitals import watch_vitals
 from backends.processes.facts import is_alive, open_pidfd
 from backends.processes.facts import signal as send_signal
 from backends.processes.launch import launch
@@ -216,7 +217,12 @@ class Supervisor:
                         self._turn.take_up()
                     await follow_start(self._subject, http)
                 self._turn.give_back()
-                await follow_ready(self._subject, http, self._scraped)
+                vitals = asyncio.create_task(watch_vitals(self._subject), name=f"vitals of {self.record.name}")
+                try:
+                    await follow_ready(self._subject, http, self._scraped)
+                finally:
+                    vitals.cancel()
+                    await asyncio.gather(vitals, return_exceptions=True)
         except StartTimeoutError as timeout:
             self._took_too_long = timeout.message
             self._subject.tell("timeout", f"ended: {timeout.message}")

@@ -3,7 +3,8 @@
 
 A profile's `python` names it, so it is called as `fake_vllm.py -m vllm.entrypoints.openai.api_server --port …`.
 Its own flags: --fake-start SECONDS, --fake-fail TEXT, --fake-die-after SECONDS, --fake-ignore-term, --fake-child
-(one more process, in a session of its own, as EngineCore is), --fake-running N (requests that never end),
+(one more process, in a session of its own, as EngineCore is), --fake-core (one that is named as EngineCore is,
+and whose death it never notices), --fake-running N (requests that never end),
 --fake-kind KIND, --fake-chatter N (so many lines before it serves).
 """
 
@@ -29,6 +30,7 @@ parser.add_argument("--fake-fail")
 parser.add_argument("--fake-die-after", type=float)
 parser.add_argument("--fake-ignore-term", action="store_true")
 parser.add_argument("--fake-child", action="store_true")
+parser.add_argument("--fake-core", action="store_true")
 parser.add_argument("--fake-running", type=int, default=0)
 parser.add_argument("--fake-kind", default="chat")
 parser.add_argument("--fake-chatter", type=int, default=0)
@@ -91,6 +93,9 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if args.fake_child:
         subprocess.Popen(["sleep", "600"], start_new_session=True)
+    if args.fake_core:
+        core = "import time; open('/proc/self/comm', 'w').write('VLLM::EngineCor'); time.sleep(600)"
+        subprocess.Popen([sys.executable, "-c", core], start_new_session=True)
     say("non-default args: {'model': 'x'}")
     print(
         f"cwd {os.getcwd()} cuda {os.environ.get('CUDA_VISIBLE_DEVICES')!r} marker {os.environ.get('MARKER')}",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from backends import paths
@@ -17,7 +18,7 @@ from backends.client import KeeperClient, ensure_keeper
 from backends.errors import ConflictError, NoSuchGpuError, NoSuchServerError, ProfileError, UsageError
 from backends.processes.facts import identity_of, is_alive
 from backends.snapshots import Missing, ModelKind, ServerState
-from tests.keeper.conftest import Box, box_in, fake_profile, kill_and_wait
+from tests.keeper.conftest import PATIENCE_S, Box, box_in, fake_profile, kill_and_wait
 
 
 @pytest.fixture
@@ -134,6 +135,27 @@ def test_a_failed_start_names_the_root_cause(box: Box) -> None:
     box.start(fake_profile(fail="the model is haunted"))
     failed = box.until(ServerState.FAILED)
     assert failed.cause == "ValueError: the model is haunted (exit code 1)"
+
+
+def test_the_death_of_an_engine_core_is_seen_at_once_and_ends_the_server(box: Box) -> None:
+    server = box.start(fake_profile(core=True))
+    server = box.until(ServerState.READY)
+    assert server.pid is not None
+
+    def core() -> psutil.Process | None:
+        below = psutil.Process(server.pid).children(recursive=True)
+        return next((process for process in below if process.name().startswith("VLLM::")), None)
+
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := core()) is None:
+        assert time.monotonic() < deadline
+    kill_and_wait(found.pid)
+    failed = box.until(lambda server: server.state in (ServerState.UNRESPONSIVE, ServerState.FAILED))
+    assert any(event.kind == "died" for event in box.client.history())
+    failed = box.until(ServerState.FAILED)
+    assert failed.exit is not None
+    assert not failed.exit.asked
+    assert not psutil.pid_exists(server.pid)
 
 
 def test_sigkill_of_the_engine_leaves_no_child(box: Box) -> None:
