@@ -16,14 +16,17 @@ from backends.errors import ConflictError, GpuboxError, ProfileError
 from backends.handover import handover
 from backends.readonly import refusal
 from backends.snapshots import Foreign, Metrics, Server, ServerState, Snapshot, StartRequest
+from tui.fixing import carry_out, choices
 from tui.format import plural
 from tui.launching import Launchable, LaunchIntent, read_launchable
+from tui.screens.card import CardScreen
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.launch import LaunchScreen
 from tui.widgets.profile_table import ProfileRow, list_profiles
 from tui.widgets.server_table import ServerTable
 
 if TYPE_CHECKING:
+    from backends.diagnosis.fix import Fix
     from profiles.store import Store
 
 
@@ -163,6 +166,24 @@ class ServerActions(App[None]):
             self.push_screen(ConfirmScreen(f"Restart {server.name}?", text, "Restart"), restart)
         else:
             restart()
+
+    def action_fix_server(self, name: str | None = None) -> None:
+        """Show why a server failed, and what each remedy would change; apply the one that is chosen."""
+        server = self.named(name)
+        if server is None or server.card is None:
+            return
+        card = server.card
+
+        async def ask() -> None:
+            content = await self.link.profile(server.name)
+            found = await asyncio.to_thread(choices, self.store, server, content)
+            self.push_screen(CardScreen(server, card, found), apply)
+
+        def apply(fix: Fix | None) -> None:
+            if fix is not None and self.store is not None:
+                self.request(carry_out(self.link, self.store, server, fix))
+
+        self.request(ask())
 
     def action_forget_server(self, name: str | None = None) -> None:
         """Drop a server that has ended from the list."""

@@ -14,6 +14,9 @@ from backends.snapshots import Card, Remedy, Server, StartRequest
 if TYPE_CHECKING:
     from profiles.store import Store
 
+_IN_NO_COMMAND = ("name", "description")
+"""Keys that change nothing of a start."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fix:
@@ -103,7 +106,8 @@ def plan(store: Store, server: Server, content: Mapping[str, Any], remedy: Remed
     if is_copy:
         path = next(place.folder for place in store.places if place.origin != "library") / loaded.path.name
     parse_text(text, path)
-    overrides = {key: value for key, value in differences(loaded.data, content).items() if key not in remedy.set}
+    told_apart = differences(loaded.data, content).items()
+    overrides = {key: value for key, value in told_apart if key not in remedy.set and key not in _IN_NO_COMMAND}
     return Fix(server.name, server.profile, remedy, loaded.text, text, path, is_copy, after, overrides)
 
 

@@ -36,6 +36,7 @@ class ServersScreen(GpuboxScreen):
         Binding("x", "stop(False)", "Stop", id="server.stop", tooltip="Drain and stop it; again: kill it"),
         Binding("X", "stop(True)", "Kill", show=False, id="server.kill", tooltip="Kill it at once"),
         Binding("r", "restart", "Restart", id="server.restart", tooltip="Stop it, start it as it was started"),
+        Binding("f", "fix", "Fix", id="server.fix", tooltip="Why it failed, and what to change"),
         Binding("d,delete", "forget", "Forget", id="server.forget", tooltip="Drop it from the list; its logs stay"),
         Binding("l", "visit('logs')", "Logs", id="server.logs", tooltip="Its log"),
         Binding("c", "visit('chat')", "Chat", id="server.chat", tooltip="Chat with it"),
@@ -128,7 +129,7 @@ class ServersScreen(GpuboxScreen):
         """Offer only what the selected server's state allows."""
         if not super().check_action(action, parameters):
             return False
-        if action not in ("stop", "restart", "forget", "visit", "use"):
+        if action not in ("stop", "restart", "fix", "forget", "visit", "use"):
             return True
         server = self.server
         if server is None or isinstance(self.focused, ProfileTable):
@@ -140,6 +141,8 @@ class ServersScreen(GpuboxScreen):
                 return server.is_live
             case "restart":
                 return server.state not in ENDING
+            case "fix":
+                return server.card is not None and not server.is_live
             case "forget":
                 return not server.is_live
         return True
@@ -165,6 +168,10 @@ class ServersScreen(GpuboxScreen):
     def action_restart(self) -> None:
         """Restart the selected server."""
         self.gpubox.action_restart_server()
+
+    def action_fix(self) -> None:
+        """Show the selected server's crash card."""
+        self.gpubox.action_fix_server()
 
     def action_forget(self) -> None:
         """Forget the selected server."""

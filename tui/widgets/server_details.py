@@ -9,6 +9,7 @@ from tui.format import count, duration, fit_path, indices, moment, percent, plur
 from tui.progress import figures_text, stages_text, start_text, wedged_text
 from tui.themes import Palette
 from tui.widgets.bars import bar
+from tui.widgets.crash_card import card_lines
 from tui.widgets.profile_table import ProfileRow
 
 LABEL = 10
@@ -20,6 +21,8 @@ def server_details(server: Server, now: float, width: int, colours: Palette) -> 
     lines: list[Text] = []
     if server.cause is not None:
         lines.append(Text(server.cause, style=colours.bad if not server.is_live else colours.warn))
+    if server.card is not None:
+        lines += card_lines(server.card, width, colours)
     if server.exit is not None:
         lines.append(_line("exit", _ended(server.exit), width, colours))
     engine = f"{server.engine} {server.engine_version or ''}".strip()
@@ -65,14 +68,16 @@ def _start(server: Server, now: float, width: int, colours: Palette) -> list[Tex
     if server.state is ServerState.STARTING and progress is not None:
         if progress.quiet_since is not None:
             lines.append(Text(wedged_text(progress), style=colours.warn))
-        if progress.ratio is not None:
+        elif progress.ratio is not None:
             lines.append(_line("start", "", width, colours))
             lines[-1].append_text(bar(progress.ratio, BAR, colours.state(server.state), colours.faint))
-            by = f" (by {plural(progress.based_on, 'start')} like it)"
-            lines[-1].append(f" {start_text(server, now)}{by}", colours.text)
+            lines[-1].append(f" {start_text(server, now)}", colours.text)
             lines[-1].truncate(width, overflow="ellipsis")
-    if server.stage is not None and server.stage.detail:
-        lines.append(_line("doing", server.stage.detail, width, colours))
+    doing = [server.stage.detail] if server.stage is not None and server.stage.detail else []
+    if server.state is ServerState.STARTING and progress is not None and progress.based_on:
+        doing.append(f"time by {plural(progress.based_on, 'start')} like it")
+    if doing:
+        lines.append(_line("doing", " · ".join(doing), width, colours))
     if progress is not None and progress.done:
         lines.append(_line("stages", stages_text(progress.done), width, colours))
     if server.figures is not None:
