@@ -30,6 +30,7 @@ from backends.snapshots import (
     EventUpdate,
     KeeperInfo,
     ModelKind,
+    Owner,
     Series,
     Server,
     ServerRemoved,
@@ -288,7 +289,8 @@ class SimulatedKeeper:
         busy = {gpu.index: gpu.holder or gpu.refusal for gpu in gpus if gpu.holder or gpu.refusal}
         if wanted == ("auto",):
             needed = _gpus_of(request.profile) or 1
-            free = sorted((g for g in gpus if g.index not in busy), key=lambda g: str(g.processes) != "()")
+            free = [gpu for gpu in gpus if gpu.index not in busy]
+            free.sort(key=lambda gpu: any(share.owner is Owner.FOREIGN for share in gpu.shares))
             if len(free) < needed:
                 raise GpuBusyError(f"{needed} GPUs are needed, {len(free)} are free", "stop a server first")
             return tuple(sorted(gpu.index for gpu in free[:needed]))
