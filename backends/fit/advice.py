@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.fit.checkpoint import Checkpoint
 from backends.fit.estimate import Fit, Verdict, estimate, without_cache
+from backends.fit.layout import model_context
 from backends.fit.rooms import Room
 from backends.fit.settings import Settings, read_settings
 from backends.fit.words import gib
@@ -32,16 +33,21 @@ def with_advice(
     rooms: Mapping[int, Room],
     learned: StartFigures | None,
     environ: Mapping[str, str],
+    elsewhere: Room | None = None,
 ) -> Fit:
     """Return an estimate with the changes that make it fit, the smallest first; unchanged where it fits already.
 
-    `rooms` has what could be had on each number of GPUs, the estimate's own among them.
+    `rooms` has what could be had on each number of GPUs, the estimate's own among them; `elsewhere` are as many GPUs
+    that would rather be chosen.
     """
     if fit.verdict is not Verdict.NO or isinstance(checkpoint, Missing):
         return fit
     settings, room = read_settings(profile, environ), rooms[fit.gpu_count]
     known = without_cache(learned)
     changes: list[Remedy] = []
+    if elsewhere and elsewhere.indices != room.indices:
+        then = estimate(profile, checkpoint, elsewhere, learned, environ)
+        changes += [Remedy(f"on {elsewhere.where} instead: {then.why}", {})] if then.ok else []
     for text, args in _changes(fit, settings, room, checkpoint):
         if any(f"args.{key}" in change.set for key in args for change in changes):
             continue
@@ -71,7 +77,7 @@ def _changes(fit: Fit, settings: Settings, room: Room, checkpoint: Checkpoint) -
     changes: list[tuple[str, dict[str, Any]]] = []
     if settings.engine == "vllm":
         changes += _utilization(fit, settings, room)
-        changes += _context(fit, settings)
+        changes += _context(fit, settings, model_context(checkpoint.text_config))
         if room.count and settings.kv_dtype_bytes is None:
             changes.append(("a KV cache in 8 bits", {"kv_cache_dtype": "fp8"}))
         if room.count:
@@ -88,7 +94,7 @@ def _changes(fit: Fit, settings: Settings, room: Room, checkpoint: Checkpoint) -
     return changes
 
 
-def _context(fit: Fit, settings: Settings) -> list[tuple[str, dict[str, Any]]]:
+def _context(fit: Fit, settings: Settings, own: int) -> list[tuple[str, dict[str, Any]]]:
     """Return the longest context to ask for instead; with some to spare where the figures are only reckoned."""
     longest, kv, weights = fit.longest_context, fit.kv_bytes, fit.weights_bytes
     if not isinstance(longest, int) or not isinstance(kv, int) or not isinstance(weights, int) or kv <= 0:
@@ -97,7 +103,7 @@ def _context(fit: Fit, settings: Settings) -> list[tuple[str, dict[str, Any]]]:
         unsure = UNSURE_WEIGHTS * weights + UNSURE_OVERHEAD * (fit.activation_bytes + fit.non_torch_bytes)
         longest = math.floor(longest * max(0.0, 1 - unsure / kv))
     if isinstance(fit.max_model_len, int):
-        longest = min(longest, fit.max_model_len - 1)
+        longest = min(longest, fit.max_model_len - 1, own or longest)
     step = 1024 if longest >= 4096 else 256
     length = longest // step * step
     return [(f"a context of {length:,} tokens", {"max_model_len": length})] if length >= LEAST_CONTEXT else []

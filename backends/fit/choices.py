@@ -80,7 +80,9 @@ def fit_here(
         if size * rest <= len(box.gpus)
     } | {count: room}
     own = estimate(profile, checkpoint, room, learned, environ)
-    return with_advice(own, profile, checkpoint, rooms, learned, environ)
+    better = freest(box.gpus, count, share=profile.share)
+    elsewhere = gpu_room(better, share=profile.share) if len(better) == count else None
+    return with_advice(own, profile, checkpoint, rooms, learned, environ, elsewhere)
 
 
 def learned_figures(profile: Profile, gpu_kind: str) -> StartFigures | None:

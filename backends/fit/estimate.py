@@ -200,6 +200,8 @@ def _sums(case: Case) -> Sums:
     else:
         layout = read_layout(case.config, settings, step.tokens, on_gpu=on_gpu)
     kv = _kv_bytes(case, weights, overhead)
+    unnamed = _unnamed_bytes(case, weights, overhead, kv)
+    overhead = replace(overhead, non_torch_bytes=overhead.non_torch_bytes + unnamed)
     if settings.blocks and not isinstance(layout, Missing) and not isinstance(kv, Missing):
         kv = layout.used_bytes(settings.blocks)
     if not isinstance(layout, Missing) and not layout.layers:
@@ -262,6 +264,16 @@ def _kv_bytes(case: Case, weights: int | Missing, overhead: Overhead) -> int | M
     if told is not None and 0 <= left - told <= UNRECORDED_BYTES:
         return told
     return left
+
+
+def _unnamed_bytes(case: Case, weights: int | Missing, overhead: Overhead, kv: int | Missing) -> int:
+    """Return what an earlier start took from its KV cache without naming it."""
+    usable, settings = case.room.usable_bytes, case.settings
+    if isinstance(usable, Missing) or isinstance(weights, Missing) or isinstance(kv, Missing) or not case.learned:
+        return 0
+    if settings.space_bytes is not None or settings.engine == "transformers":
+        return 0
+    return max(0, math.ceil(settings.utilization * usable) - weights - overhead.inside_bytes - kv)
 
 
 def _length(case: Case, cache: tuple[Layout, int] | None) -> int | Missing:

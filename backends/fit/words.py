@@ -24,52 +24,57 @@ def arithmetic(case: Case, sums: Sums, needed: int | Missing) -> tuple[str, ...]
     """Return how the figures come about, a step a line."""
     settings, room, overhead = case.settings, case.room, sums.overhead
     source = "as its last start logged" if overhead.learned else "reckoned; its first start will tell"
-    lines = []
     each = "" if room.count < 2 else " on each GPU"
-    if isinstance(room.usable_bytes, int) and settings.space_bytes is None and settings.engine == "vllm":
+    lines = []
+    shares = isinstance(room.usable_bytes, int) and settings.space_bytes is None and settings.engine == "vllm"
+    less = "−" if shares else ""
+    if shares and isinstance(room.usable_bytes, int):
         share = settings.utilization * room.usable_bytes
-        lines.append(
-            f"{gib(share):>10}  its share: {gib(room.usable_bytes)} × gpu_memory_utilization {settings.utilization:g}"
-        )
+        note = f"its share: {gib(room.usable_bytes)} × gpu_memory_utilization {settings.utilization:g}"
+        lines.append(_line(gib(share), note))
     if isinstance(sums.weights, Missing):
-        lines.append(f"         ?  weights: {sums.weights.reason}")
+        lines.append(_line("?", f"weights: {sums.weights.reason}", less))
     else:
-        lines.append(f"{gib(sums.weights):>10}  weights{each}{_weights_note(case)}")
+        lines.append(_line(gib(sums.weights), f"weights{each}{_weights_note(case)}", less))
     if overhead.activation_bytes:
-        lines.append(f"{gib(overhead.activation_bytes):>10}  peak activation ({source})")
+        lines.append(_line(gib(overhead.activation_bytes), f"peak activation ({source})", less))
     if overhead.non_torch_bytes:
         what = "other memory" if room.count else "the process itself"
-        lines.append(f"{gib(overhead.non_torch_bytes):>10}  {what} ({source})")
-    beside = overhead.graphs_bytes + overhead.context_bytes
-    if beside:
+        lines.append(_line(gib(overhead.non_torch_bytes), f"{what} ({source})", less))
+    lines += _cache_lines(case, sums, each, "=" if shares else "")
+    if beside := overhead.graphs_bytes + overhead.context_bytes:
         graphs = f"CUDA graphs {gib(overhead.graphs_bytes)} and " if overhead.graphs_bytes else ""
-        lines.append(f"{gib(beside):>10}  {graphs}CUDA itself, beside its share")
-    lines += _cache_lines(case, sums, each)
+        lines.append(_line(gib(beside), f"{graphs}CUDA itself, beside its share"))
     if isinstance(needed, int) and room.count:
-        free = f", {gib(room.free_bytes)} is free" if isinstance(room.free_bytes, int) else ""
-        lines.append(f"{gib(needed):>10}  in all{each}{free}")
+        free = f", {gib(room.free_bytes)} can be had" if isinstance(room.free_bytes, int) else ""
+        lines.append(_line(gib(needed), f"in all{each}{free}"))
     return tuple(lines)
 
 
-def _cache_lines(case: Case, sums: Sums, each: str) -> list[str]:
+def _line(amount: str, what: str, sign: str = "") -> str:
+    return f"{sign:1} {amount:>10}  {what}"
+
+
+def _cache_lines(case: Case, sums: Sums, each: str, equals: str) -> list[str]:
     lines, settings = [], case.settings
     layout, kv = sums.layout, sums.kv
     if isinstance(layout, Layout) and not layout.layers:
-        return ["      none  KV cache: an encoder keeps nothing"]
+        return [_line("no", "KV cache: an encoder keeps nothing")]
     if isinstance(kv, int):
-        why = " (as set)" if settings.space_bytes is not None and not settings.blocks else ""
-        why = f" ({settings.blocks} blocks, as set)" if settings.blocks and isinstance(layout, Layout) else why
-        lines.append(f"{gib(kv):>10}  KV cache{each}{why}")
+        why = " (as set)" if settings.space_bytes is not None else ""
+        if settings.blocks and isinstance(layout, Layout):
+            why, equals = f" ({settings.blocks} blocks, as set)", ""
+        lines.append(_line(gib(kv), f"KV cache{each}{why}", equals))
     if isinstance(layout, Missing):
-        lines.append(f"         ?  a token's KV cache: {layout.reason}")
+        lines.append(_line("?", f"a token's KV cache: {layout.reason}"))
     else:
-        lines.append(f"{gib(layout.bytes_per_token):>10}  of KV cache a token{each}: {_kinds(layout)}")
+        lines.append(_line(gib(layout.bytes_per_token), f"of KV cache a token{each}: {_kinds(layout)}"))
     if isinstance(sums.tokens, int):
-        lines.append(f"{sums.tokens:>10,}  tokens in the KV cache{_logged(case)}")
+        lines.append(_line(f"{sums.tokens:,}", f"tokens in the KV cache{_logged(case)}"))
     if isinstance(sums.longest, int):
-        lines.append(f"{sums.longest:>10,}  tokens is the longest context that fits{_limit(sums)}")
+        lines.append(_line(f"{sums.longest:,}", f"tokens is the longest context that fits{_limit(sums)}"))
     if isinstance(sums.concurrency, float) and isinstance(sums.length, int):
-        lines.append(f"{sums.concurrency:>10,.1f}  conversations of {sums.length:,} tokens at once")
+        lines.append(_line(f"{sums.concurrency:,.1f}", f"conversations of {sums.length:,} tokens at once"))
     return lines
 
 

@@ -114,6 +114,9 @@ def test_the_figures_of_a_start_hold_where_an_engine_takes_something_unnamed(m7b
     fit = reckon(profile_of(m7b, max_model_len=8192, gpu_memory_utilization=0.4), learned=logged)
     assert fit.kv_bytes == 41 * GIB
     assert fit.kv_tokens == logged.kv_tokens
+    assert fit.non_torch_bytes / GIB == pytest.approx(0.22 + 42.29 - 41, abs=0.02)
+    parts = (fit.weights_bytes, fit.kv_bytes, fit.activation_bytes, fit.non_torch_bytes)
+    assert sum(part for part in parts if isinstance(part, int)) == math.ceil(0.4 * round(139.8 * GIB))
 
 
 def test_a_start_too_long_for_its_cache_is_refused_as_vllm_does(m7b: Path) -> None:
@@ -296,7 +299,7 @@ def test_the_arithmetic_adds_up_in_words(m7b: Path) -> None:
     fit = reckon(profile_of(m7b, max_model_len=8192, gpu_memory_utilization=0.4))
     text = "\n".join(fit.arithmetic)
     assert "139.8 GiB × gpu_memory_utilization 0.4" in text
-    assert "12.2 GiB  weights (1 file)" in text
+    assert "−   12.2 GiB  weights (1 file)" in text
     assert "56 KiB  of KV cache a token: 28 layers × 2 KiB" in text
     assert "reckoned; its first start will tell" in text
     learned = reckon(
