@@ -14,13 +14,21 @@ _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 _WRAPPING = (
     re.compile(r"\[(?:pod|job|deployment|statefulset)/[^\]\s]+\] ?"),
     re.compile(r"[\w.-]+\s+\| ?"),
-    re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)(?: (?:stdout|stderr) [FP])? "),
+    re.compile(
+        r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?(?: (?:stdout|stderr) [FP])? (?!- )"
+    ),
     re.compile(r"(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)? )?[\w.-]+ [\w@.:/-]+\[\d+\]: "),
 )
-"""kubectl --prefix, docker compose, a stamp (gpubox, docker -t, CRI), journald."""
+"""kubectl --prefix, docker compose, a stamp (gpubox, docker -t, CRI, logger's), journald."""
 
 _PROCESS = re.compile(
     r"\((?P<name>[A-Za-z_][\w .:/-]*?)?(?: (?:rank|local_rank|dp_rank)=\d+)* ?pid=(?P<pid>\d+)[^)]*\) ?"
+)
+_ELSEWHERE = re.compile(r"\((?:APIServer|EngineCore|Worker|VllmWorker|RayWorker)[\w ]* pid=\d+\)")
+_FOREIGN_CELLS = 120
+_LOGGING = re.compile(
+    r"(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)? - )?(?P<source>[\w.]+) - "
+    r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) - "
 )
 _RANK = re.compile(r"\[rank(?P<rank>\d+)\]: ")
 _LEVEL = re.compile(
@@ -102,6 +110,8 @@ def _of_json(raw: str) -> str:
 
 def _plain(number: int, text: str) -> Line:
     process = level = source = ""
+    if not text.startswith("(") and (found := _ELSEWHERE.search(text, 0, _FOREIGN_CELLS)):
+        text = text[found.start() :]  # Whoever ran the engine put something of its own before each line.
     while found := _PROCESS.match(text):
         process = f"{(found['name'] or '').strip()} {found['pid']}".strip()
         text = text[found.end() :]
@@ -111,6 +121,9 @@ def _plain(number: int, text: str) -> Line:
         while found := _PROCESS.match(text):
             process = f"{(found['name'] or '').strip()} {found['pid']}".strip()
             text = text[found.end() :]
+    elif found := _LOGGING.match(text):
+        level, source = found["level"], found["source"]
+        text = text[found.end() :]
     elif found := _UVICORN.match(text):
         level, source = found["level"], "uvicorn"
         text = text[found.end() :]

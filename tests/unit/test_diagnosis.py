@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Callable
@@ -77,6 +78,16 @@ STYLES: dict[str, Callable[[str], str]] = {
     "journald": lambda line: "Nov 21 09:45:18 box vllm[4242]: " + line,
     "colours": lambda line: re.sub(r"^(\([^)]*\))", "\x1b[1;36m\\1\x1b[0;0m", line),
     "windows ends": lambda line: line + "\r",
+    "local time": lambda line: "2026-11-21 09:45:18.123 " + line,
+    "a launcher's": lambda line: re.sub(r"^\(", "2026-11-21 09:45:18.604 [Info] (Process) (", line),
+    "nested": lambda line: re.sub(r"^\((Worker|EngineCore)", r"(APIServer pid=7) (\1", line),
+    "of torchrun": lambda line: "[rank0]: " + line,
+    "python's logging": lambda line: re.sub(
+        r"^\([^)]*\) (ERROR|INFO|WARNING) 11-21 ([\d:]+) \[([\w.]+):\d+\] ",
+        r"2026-11-21 \2,123 - vllm.\3 - \1 - ",
+        line,
+    ),
+    "json": lambda line: json.dumps({"log": line + "\n", "stream": "stderr", "time": "2026-11-21T09:45:18.1Z"}),
     "data parallel": lambda line: line.replace("(EngineCore pid", "(EngineCore_DP0 pid"),
     "older core": lambda line: re.sub(r"\(EngineCore(?:_DP0)? pid", "(EngineCore_0 pid", line),
     "older worker": lambda line: re.sub(r"\(Worker(?:_TP(\d))? pid", r"(VllmWorker rank=\g<1>0 pid", line),
