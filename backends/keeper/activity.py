@@ -28,16 +28,12 @@ def read_activity(root: int, gpu_bytes: int = 0) -> Activity:
     readings = [one for pid in pids if (one := _reading(pid)) is not None]
     return Activity(
         pids=frozenset(pids),
-        cpu_s=sum(cpu_s for cpu_s, _, _ in readings),
-        io_bytes=sum(io for _, io, _ in readings),
-        memory_bytes=sum(memory for _, _, memory in readings),
+        cpu_s=sum(cpu_s for cpu_s, _, _, _ in readings),
+        io_bytes=sum(io for _, io, _, _ in readings),
+        disk_bytes=sum(disk for _, _, disk, _ in readings),
+        memory_bytes=sum(memory for _, _, _, memory in readings),
         gpu_bytes=gpu_bytes,
     )
-
-
-def read_disk_bytes(root: int) -> int:
-    """Return how many bytes the descendants of `root` have read from a disk so far."""
-    return sum(_io(pid).get("read_bytes", 0) for pid, _ in procfs.descendants(root))
 
 
 def waits_for(root: int, lock_folders: Iterable[Path], last_line: str) -> str:
@@ -57,16 +53,16 @@ def waits_for(root: int, lock_folders: Iterable[Path], last_line: str) -> str:
     )
 
 
-def _reading(pid: int) -> tuple[float, int, int] | None:
-    """Return CPU seconds, bytes read and written, and resident bytes of a process; None where it is gone."""
+def _reading(pid: int) -> tuple[float, int, int, int] | None:
+    """Return CPU seconds, bytes moved, read from a disk, and resident, of a process; None where it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         resident = int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
     except (OSError, IndexError):
         return None
     io = _io(pid)
-    moved = io.get("rchar", 0) + io.get("wchar", 0) + io.get("read_bytes", 0)
-    return (int(fields[11]) + int(fields[12])) / _TICKS, moved, resident
+    disk = io.get("read_bytes", 0)
+    return (int(fields[11]) + int(fields[12])) / _TICKS, io.get("rchar", 0) + io.get("wchar", 0) + disk, disk, resident
 
 
 def _io(pid: int) -> dict[str, int]:

@@ -42,11 +42,15 @@ SHORTEST_ETA_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What a start's processes have used up so far, and hold; growth of any of it is movement."""
+    """What a start's processes have used up so far, and hold; growth of any of it is movement.
+
+    `io_bytes` is all that they have read and written, `disk_bytes` what of it was read from a disk.
+    """
 
     pids: frozenset[int] = frozenset()
     cpu_s: float = 0.0
     io_bytes: int = 0
+    disk_bytes: int = 0
     memory_bytes: int = 0
     gpu_bytes: int = 0
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from backends.engines.stages import DOWNLOAD, WEIGHTS
-from backends.keeper.activity import read_activity, read_disk_bytes, waits_for
+from backends.keeper.activity import read_activity, waits_for
 from backends.keeper.measure import Download, Loading, hub_folder, lock_folders, model_folder
 from backends.keeper.progress import StartWatch
 from backends.snapshots import Box, Missing, Owner
@@ -54,7 +54,7 @@ class Scout:
             mark = self._download.mark(time.time())
         if mark is None and self._loading is not None and stage == WEIGHTS:
             held = gpu_bytes if self._subject.record.gpus else activity.memory_bytes
-            mark = self._loading.mark(read_disk_bytes(root), held)
+            mark = self._loading.mark(activity.disk_bytes, held)
         return activity, mark
 
 
