@@ -42,7 +42,7 @@ def orphan_table(orphans: tuple[Orphan, ...], now: float) -> str:
             one.server,
             str(one.pid),
             ",".join(map(str, one.gpus)) or "–",
-            shown(one.gpu_bytes, memory),
+            shown(one.gpu_bytes if one.gpus else None, memory),
             memory(one.host_bytes),
             duration(now - one.started_at),
             one.command,
