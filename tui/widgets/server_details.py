@@ -59,11 +59,15 @@ def server_details(server: Server, now: float, width: int, colours: Palette) -> 
         lines.append(_line("by hand", who, width, colours))
     if server.log_path is not None:
         lines.append(_line("log", fit_path(server.log_path, width - LABEL), width, colours))
+    if server.progress is not None and server.progress.done:
+        lines.append(_line("stages", stages_text(server.progress.done), width, colours))
+    if server.figures is not None:
+        lines.append(_line("memory", figures_text(server.figures), width, colours))
     return Text("\n").join(lines)
 
 
 def _start(server: Server, now: float, width: int, colours: Palette) -> list[Text]:
-    """Tell how far a start is and what its log told, and of a server that is ready how long its start took."""
+    """Tell how far a start is, or since when it looks wedged, and what it is at."""
     lines, progress = [], server.progress
     if server.state is ServerState.STARTING and progress is not None:
         if progress.quiet_since is not None:
@@ -78,10 +82,6 @@ def _start(server: Server, now: float, width: int, colours: Palette) -> list[Tex
         doing.append(f"time by {plural(progress.based_on, 'start')} like it")
     if doing:
         lines.append(_line("doing", " · ".join(doing), width, colours))
-    if progress is not None and progress.done:
-        lines.append(_line("stages", stages_text(progress.done), width, colours))
-    if server.figures is not None:
-        lines.append(_line("memory", figures_text(server.figures), width, colours))
     return lines
 
 
