@@ -12,7 +12,7 @@ from backends.errors import UsageError
 from backends.gpus.ownership import shares_of
 from backends.orphans import Orphan
 from backends.simulated_servers import GIB, Life, wave
-from backends.snapshots import Box, Gpu, GpuProcess, Grant, Host, Owner
+from backends.snapshots import Box, Gpu, GpuProcess, Grant, Host, Missing, Owner
 
 KINDS = {
     # name, memory in GiB as NVML tells it, power limit in W
@@ -105,7 +105,7 @@ class SimulatedGpus:
                 command=held.command,
                 user=held.user,
                 gpus=(ORPHAN_AT,),
-                gpu_bytes=held.memory_bytes,
+                gpu_bytes=_fitting(held, int(self._kinds[ORPHAN_AT][1] * GIB)).memory_bytes,
                 host_bytes=ORPHAN_HOST_BYTES,
                 started_at=at - 5_400,
             ),
@@ -133,9 +133,9 @@ class SimulatedGpus:
             )
         if index == STRANGER_AT:
             load = max(load, 0.55 + 0.4 * wave("alice", at))
-            processes.append(STRANGER)
+            processes.append(_fitting(STRANGER, total))
         if index == ORPHAN_AT and not self._is_reaped:
-            processes.append(ORPHAN)
+            processes.append(_fitting(ORPHAN, total))
         own = CONTEXT_BYTES if processes else EMPTY_BYTES
         used = own + sum(p.memory_bytes for p in processes if isinstance(p.memory_bytes, int))
         utilization = min(1.0, load * 1.05 + 0.03 * wave(f"util {index}", at)) if load else 0.0
@@ -154,3 +154,9 @@ class SimulatedGpus:
             grants=(Grant(tenant.life.name, "you"),) if tenant else (),
         )
         return replace(gpu, shares=shares_of(gpu))
+
+
+def _fitting(process: GpuProcess, total_bytes: int) -> GpuProcess:
+    """Let a process hold no more than a GPU has."""
+    held = process.memory_bytes
+    return process if isinstance(held, Missing) else replace(process, memory_bytes=min(held, total_bytes * 3 // 4))
