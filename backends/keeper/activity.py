@@ -39,12 +39,14 @@ def read_activity(root: int, gpu_bytes: int = 0) -> Activity:
 def waits_for(root: int, lock_folders: Iterable[Path], last_line: str) -> str:
     """Return what the tree below `root` waits for, as far as that can be told.
 
-    A lock that another process holds comes first (`lock_folders` are where the engine's library keeps some), then a
-    disk, the network, other ranks (by the `last_line` of the log), then what the kernel says.
+    A process that somebody has stopped comes first, then a lock that another process holds (`lock_folders` are where
+    the engine's library keeps some), a disk, other ranks (by the `last_line` of the log), the network, and what the
+    kernel says.
     """
     pids = [pid for pid, _ in procfs.descendants(root)]
     return (
-        _lock(pids, lock_folders)
+        _stopped(pids)
+        or _lock(pids, lock_folders)
         or _disk(pids)
         or ("the other ranks" if _RANKS.search(last_line) else "")
         or _network(pids)
@@ -71,6 +73,14 @@ def _io(pid: int) -> dict[str, int]:
     except OSError:
         return {}
     return {name: int(value) for name, _, value in (line.partition(": ") for line in lines)}
+
+
+def _stopped(pids: Sequence[int]) -> str:
+    for pid in pids:
+        found = procfs.stat(pid)
+        if found is not None and found[0] in "Tt":
+            return f"SIGCONT: pid {pid} has been stopped"
+    return ""
 
 
 def _lock(pids: Sequence[int], folders: Iterable[Path]) -> str:

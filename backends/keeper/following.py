@@ -82,10 +82,11 @@ def _show(subject: Subject, watch: StartWatch, waits_for: str) -> None:
     now, shown = time.time(), subject.server.progress
     newer = watch.progress(now)
     if (quiet_since := newer.quiet_since) is not None:
-        newer = replace(newer, waits_for=waits_for)
-        if shown is None or shown.quiet_since is None:
-            what = f"; it waits for {waits_for}" if waits_for else ""
-            subject.tell("wedged", f"looks wedged: nothing has moved for {now - quiet_since:.0f} s{what}")
+        # What it waits for is looked up within a second; until then nothing is said.
+        newer = replace(newer, waits_for=waits_for, quiet_since=quiet_since if waits_for else None)
+        if waits_for and (shown is None or shown.quiet_since is None):
+            quiet_s = now - quiet_since
+            subject.tell("wedged", f"looks wedged: nothing has moved for {quiet_s:.0f} s; it waits for {waits_for}")
     if watch.stage != subject.server.stage or watch.figures != subject.server.figures or _differ(newer, shown):
         subject.show(stage=watch.stage, progress=newer, figures=watch.figures)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -64,6 +65,12 @@ def test_a_tree_is_read_whole() -> None:
 def test_a_process_that_sleeps_waits_for_nothing_that_can_be_seen() -> None:
     with child("import time; print('there', flush=True); time.sleep(600)"):
         assert waits_for(os.getpid(), (), "").startswith(NOTHING_SEEN)
+
+
+def test_a_process_that_somebody_has_stopped_is_told() -> None:
+    with child("import time; print('there', flush=True); time.sleep(600)") as process:
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: waits_for(os.getpid(), (), ""), f"SIGCONT: pid {process.pid} has been stopped")
 
 
 BLOCKED = """
