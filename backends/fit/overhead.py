@@ -24,8 +24,8 @@ CONTEXT_BYTES = GIB // 2
 """What CUDA itself takes of a GPU for a process that uses it; neither part of the engine's share nor in its log."""
 LOGIT_BYTES = 10
 """A logit in the model's type, in float32, and as a probability."""
-CPU_PROCESS_BYTES = GIB
-"""Python, PyTorch and vLLM in a worker on the CPU."""
+CPU_PROCESS_BYTES = GIB * 6 // 10
+"""Python, PyTorch and vLLM in a worker on the CPU; one of 0.32 logged 0.59 GiB beside its weights."""
 LARGE_GPU_BYTES, HUGE_GPU_BYTES = 70 * GIB, 160 * GIB
 
 

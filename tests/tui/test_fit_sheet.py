@@ -77,7 +77,7 @@ async def test_a_ticked_gpu_counts_with_what_is_free_on_it(models: Store) -> Non
         await pilot.press("down", "space")
         await until(pilot, lambda: "tick 1 GPU to see whether it fits" in shown(pilot), "too many")
         await pilot.press("c")
-        await until(pilot, lambda: "on the CPU" in shown(pilot) and "overhead 1.0" in shown(pilot), "the CPU's")
+        await until(pilot, lambda: "on the CPU" in shown(pilot) and "overhead 0.6" in shown(pilot), "the CPU's")
 
 
 async def test_it_is_reckoned_anew_only_when_something_changed(models: Store, monkeypatch: pytest.MonkeyPatch) -> None:

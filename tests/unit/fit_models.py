@@ -66,6 +66,7 @@ def decoder_shapes(config: Mapping[str, Any], *, head: bool = True) -> dict[str,
             f"{at}mlp.up_proj.weight": (width, hidden),
             f"{at}mlp.down_proj.weight": (hidden, width),
             f"{at}input_layernorm.weight": (hidden,),
+            f"{at}post_attention_layernorm.weight": (hidden,),
         }
     return shapes
 

@@ -71,8 +71,8 @@ def test_a_recorded_start_corrects_the_next_estimate(m7b: Path) -> None:
     from backends.paths import records_path
 
     profile = profile_of(m7b, max_model_len=8192, gpu_memory_utilization=0.4)
-    weights, activation, other, graphs, cache = (round(n * GIB) for n in (12.29, 1.12, 0.22, 0.89, 42.29))
-    figures = StartFigures(weights, activation, other, graphs, cache, 791_808, 96.66, 8192)
+    weights, activation, unnamed, graphs, cache = (round(n * GIB) for n in (12.29, 1.12, 0.22, 0.89, 42.29))
+    figures = StartFigures(weights, activation, unnamed, graphs, cache, 791_808, 96.66, 8192)
     launch = Launch("1", "m", "m", fingerprint(profile), "vllm", "0.26.0", "NVIDIA H200", 1, 1.0, 2.0, figures=figures)
     (before,) = choices_of(profile, BOX, ("auto",), {}).fits
     assert Records(records_path()).add(launch)
