@@ -260,18 +260,19 @@ class ForeignServers:
                     await watched.asked.wait()
         return tuple(sorted((watched.server for watched in self._watched.values()), key=lambda server: server.name))
 
-    def pids(self) -> frozenset[int]:
+    async def pids(self) -> frozenset[int]:
         """Return the pids of all that belongs to them."""
+        await self.snapshots()
         return frozenset(pid for watched in self._watched.values() for pid in watched.found.tree)
 
-    def connection(self, name: str) -> Connection | None:
+    async def connection(self, name: str) -> Connection | None:
         """Return what a client needs to talk to one of them, its key excepted; None where none has that name."""
-        server = self._named(name)
+        server = await self._named(name)
         return Connection(f"{server.address}/v1", server.served_name, server.kind) if server else None
 
-    def check(self, name: str) -> None:
+    async def check(self, name: str) -> None:
         """Raise ConflictError where a name is one of theirs: nothing of gpubox stops or restarts it."""
-        server = self._named(name)
+        server = await self._named(name)
         if server is not None and server.foreign is not None:
             raise ConflictError(
                 f"{name} was started by hand (pid {server.foreign.pid}, {server.foreign.user}): "
@@ -290,10 +291,10 @@ class ForeignServers:
     def _is_wanted(self) -> bool:
         return self._hub.listeners > 0 or time.monotonic() - self._wanted_at < WANTED_S
 
-    def _named(self, name: str) -> Server | None:
+    async def _named(self, name: str) -> Server | None:
         if name in self._own_names():
             return None
-        return next((one.server for one in self._watched.values() if one.server.name == name), None)
+        return next((server for server in await self.snapshots() if server.name == name), None)
 
     def _free_name(self, port: int) -> str:
         taken = {*self._own_names(), *(watched.server.name for watched in self._watched.values())}
