@@ -84,7 +84,7 @@ class Routes:
 
     async def stop(self, request: Request) -> Response:
         """Stop a server."""
-        self._foreign.check(request.path_params["name"])
+        await self._foreign.check(request.path_params["name"])
         force = request.query_params.get("force") == "1"
         return _json(dump(self._servers.stop(request.path_params["name"], force=force)))
 
@@ -95,23 +95,24 @@ class Routes:
             profile = json.loads(body) if body else None
         except ValueError as problem:
             raise UsageError(f"this is no profile: {problem}") from problem
-        self._foreign.check(request.path_params["name"])
+        await self._foreign.check(request.path_params["name"])
         return _json(dump(await self._servers.restart(request.path_params["name"], profile)))
 
     async def forget(self, request: Request) -> Response:
         """Forget a server."""
-        self._foreign.check(request.path_params["name"])
+        await self._foreign.check(request.path_params["name"])
         self._servers.forget(request.path_params["name"])
         return Response(status_code=204)
 
     async def profile(self, request: Request) -> Response:
         """The profile that a server was started with."""
+        await self._foreign.check(request.path_params["name"])
         return JSONResponse(self._servers.profile(request.path_params["name"]))
 
     async def connection(self, request: Request) -> Response:
         """Tell how to talk to an engine."""
         name = request.path_params["name"]
-        return _json(dump(self._foreign.connection(name) or self._servers.connection(name)))
+        return _json(dump(await self._foreign.connection(name) or self._servers.connection(name)))
 
     async def server_series(self, request: Request) -> Response:
         """The last hour of a server."""
@@ -135,7 +136,7 @@ class Routes:
             asked = load(ReapRequest, await request.body())
         except ValidationError as problem:
             raise UsageError(f"this is no request to reap: {problem.errors()[0]['msg']}") from problem
-        box, known = await self._box.fresh(), self._foreign.pids()
+        box, known = await self._box.fresh(), await self._foreign.pids()
         reaped = await self._reaper.reap(box, asked.pid, asked.start_ticks, foreign=asked.foreign, known=known)
         self._box.look_now()
         return _json(dump(reaped))
