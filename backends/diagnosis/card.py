@@ -29,7 +29,7 @@ NO_FAILURE = "none"
 LONGEST_EVIDENCE = 600
 LONGEST_SUMMARY = 240
 
-_NOISE = re.compile(r"\[W\d{4} |destroy_process_group|resource_tracker|UserWarning|leaked |ASGI application")
+_NOISE = re.compile(r"\[W\d{4} |NCCL INFO|destroy_process_group|resource_tracker|UserWarning|leaked |ASGI application")
 _LOADING = re.compile(r"load_model|initialize_model|create_weights|load_weights|process_weights|get_model$")
 _WARMING = re.compile(
     r"profile_run|determine_available_memory|capture_model|capture|warm_?up|_dummy_\w+|initialize_from_config|"

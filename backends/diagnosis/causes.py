@@ -80,7 +80,7 @@ RULES = (
         OUT_OF_MEMORY,
         r"(?:CUDA|HIP|XPU) out of memory|OutOfMemoryError|"
         r"CUDA(?:_| error: | driver error: | Error: )?(?:ERROR_)?(?:out of memory|OUT_OF_MEMORY)|not enough GPU memory|"
-        r"CUBLAS_STATUS_ALLOC_FAILED",
+        r"CUBLAS_STATUS_ALLOC_FAILED|Cuda failure \d* ?'out of memory'",
         "out of GPU memory",
     ),
     _rule(
@@ -106,6 +106,19 @@ RULES = (
         r"(?P<heads>\d+) is not divisible by (?P<ranks>\d+)$",
         "a layer of {heads} cannot be split over {ranks} GPUs",
         frames=r"distributed/utils\.py|parallel_state|linear\.py|vocab_parallel",
+    ),
+    _rule(
+        "quantized-not-divisible",
+        r"not aligned with the quantized weight shape|is not divisible by weight quantization block|"
+        r"size_[kn] must (?:be )?divisible by BLOCK_SIZE|not divisible by (?:min_thread|group_size|tile)",
+        "the model's quantized weights cannot be split over so many GPUs",
+    ),
+    _rule(
+        "attention-backend",
+        r"No valid attention backend found|attention backend (?P<backend>\w+) is not (?:valid|supported)|"
+        r"FlashAttention only supports Ampere|(?:XFormers|FlashInfer|FlashAttention|\w+_ATTN) does not support|"
+        r"[Hh]ead size \d+ is not supported|head_size not supported|Selected backend \S+ is not valid",
+        "the attention kernels that were asked for do not go with this model, this GPU or this KV cache",
     ),
     _rule(
         "too-few-gpus",
@@ -341,7 +354,8 @@ DEATHS = (
     _rule(
         "killed",
         r"(?P<who>Worker proc \S+|RayWorkerProc\S*|(?:Engine|API|DP)\w*(?: proc(?:ess)?)? ?\S*) died unexpectedly"
-        r"(?: \(exit code: (?P<exit>-?\d+|None)\))?",
+        r"(?: \(exit code: (?P<exit>-?\d+|None)\))?|"
+        r"Worker (?P<who_2>\w+) pid \d+ died, exit code: (?P<exit_2>-9|-[^1]\d*)",
         "{who} died without a word; perhaps the kernel killed it for want of memory",
     ),
     _rule("killed", r"(?P<who>engine core) exited unexpectedly", "the {who} died without a word"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")
 _WRAPPING = (
     re.compile(r"\[(?:pod|job|deployment|statefulset)/[^\]\s]+\] ?"),
-    re.compile(r"[\w.-]+\s+\| ?"),
+    re.compile(r"(?:\| )?[\w.-]+\s+\| ?"),
     re.compile(
         r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?(?: (?:stdout|stderr) [FP])? (?!- )"
     ),
@@ -24,7 +24,7 @@ _WRAPPING = (
 _PROCESS = re.compile(
     r"\((?P<name>[A-Za-z_][\w .:/-]*?)?(?: (?:rank|local_rank|dp_rank)=\d+)* ?pid=(?P<pid>\d+)[^)]*\) ?"
 )
-_ELSEWHERE = re.compile(r"\((?:APIServer|EngineCore|Worker|VllmWorker|RayWorker)[\w ]* pid=\d+\)")
+_ELSEWHERE = re.compile(r"\((?:APIServer|EngineCore|Worker|VllmWorker|RayWorker)[\w =]* pid=\d+\)")
 _FOREIGN_CELLS = 120
 _LOGGING = re.compile(
     r"(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)? - )?(?P<source>[\w.]+) - "
@@ -86,7 +86,7 @@ def _unwrapped(raw: str) -> str:
     if raw.startswith('{"'):
         raw = _of_json(raw)
     raw = _CONTROL.sub(lambda found: "\r" if found[0] == "\r" else "", raw) if _CONTROL.search(raw) else raw
-    for _ in range(3):
+    for _ in range(4):
         for wrapping in _WRAPPING:
             if found := wrapping.match(raw):
                 raw = raw[found.end() :]

@@ -174,6 +174,35 @@ def _heads(it: Situation) -> Remedies:
     return [Remedy(text, change)]
 
 
+def _quantized_heads(it: Situation) -> Remedies:
+    found: Remedies = []
+    if (ranks := it.ranks) > 1:
+        stages = int(it.number("pipeline_parallel_size", 1)) * 2
+        split = {**it.split(ranks // 2), "args.pipeline_parallel_size": stages}
+        if isinstance(it.profile.get("gpus"), int):
+            split["gpus"] = it.profile["gpus"]
+        found.append(Remedy(f"Split layers over {ranks // 2} and the model's depth over {stages} GPUs", split))
+        found.append(Remedy(f"Split over {ranks // 2} GPUs only", it.split(ranks // 2)))
+    if not it.arg("enable_expert_parallel"):
+        found.append(
+            put("Spread whole experts over the GPUs, where the model has experts", enable_expert_parallel=True)
+        )
+    return found
+
+
+def _attention(it: Situation) -> Remedies:
+    found: Remedies = []
+    if it.arg("attention_backend"):
+        found.append(put("Let vLLM choose the attention kernels", attention_backend=None))
+    if it.env("VLLM_ATTENTION_BACKEND"):
+        found.append(Remedy("Let vLLM choose the attention kernels", {"env.VLLM_ATTENTION_BACKEND": None}))
+    if str(it.arg("kv_cache_dtype") or "auto") != "auto":
+        found.append(put("Keep the KV cache in the model's own type", kv_cache_dtype=None))
+    if it.arg("attention_backend") != "TRITON_ATTN":
+        found.append(put("Compute attention with Triton's kernels", attention_backend="TRITON_ATTN"))
+    return found
+
+
 def _few_gpus(it: Situation) -> Remedies:
     there = int(it.groups.get("there", it.gpu_count or 0))
     found: Remedies = []
@@ -281,6 +310,8 @@ MAKERS: dict[str, Callable[[Situation], Remedies]] = {
     "cuda-oom-at-wake": _at_wake,
     "heads-not-divisible": _heads,
     "too-few-gpus": _few_gpus,
+    "quantized-not-divisible": _quantized_heads,
+    "attention-backend": _attention,
     "port-in-use": _port,
     "batch-too-small": _batch,
     "lora-rank": _lora,

@@ -19,7 +19,11 @@ START_LINES = 200_000
 """Where a start takes more lines than that, its stages are no longer looked for."""
 
 _READY = re.compile(r"Application startup complete|Uvicorn running on")
-_BOOT = re.compile(r"non-default args: (?P<args>\{.*\})|vLLM API server version (?P<version>\d[\w.+]*)")
+_BOOT = re.compile(
+    r"non-default args: (?P<args>\{.*\})|\bargs: Namespace\((?P<space>.*)\)|"
+    r"vLLM API server version (?P<version>\d[\w.+]*)"
+)
+_LITERAL = r"'[^']*'|\d+(?:\.\d+)?|True|False|None"
 _BANNER = re.compile(r"version (?P<version>\d+\.\d+[\w.+]*)")
 _USAGE = re.compile(r"^usage: ")
 _FLAG = re.compile(r"--[a-z][\w-]+")
@@ -140,6 +144,8 @@ class _Teller:
         story.version = found["version"] or story.version
         if found["args"]:
             story.args = _read_args(found["args"])
+        elif found["space"]:
+            story.args = _read_pairs(re.findall(rf"(\w+)=({_LITERAL})", found["space"]))
 
     def _add(self, chain: Chain) -> None:
         for link in chain.links:
@@ -154,9 +160,12 @@ def _read_args(text: str) -> dict[str, Any]:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        pairs = re.findall(r"'(\w+)': ('[^']*'|[\d.]+|True|False|None)", text)
-        value = {key: ast.literal_eval(given) for key, given in pairs}
+        value = _read_pairs(re.findall(rf"'(\w+)': ({_LITERAL})", text))
     return value if isinstance(value, dict) else {}
+
+
+def _read_pairs(pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    return {key: ast.literal_eval(given) for key, given in pairs if given != "None"}
 
 
 def tell(lines: Iterable[RawLine]) -> Story:

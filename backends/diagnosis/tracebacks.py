@@ -16,7 +16,7 @@ MOST_MESSAGE_LINES = 40
 MOST_STREAMS = 256
 PATIENCE_LINES = 400
 
-_BEGIN = re.compile(r"^(?P<indent>\s*)(?:.*?)Traceback \(most recent call last\)")
+_BEGIN = re.compile(r"^(?P<indent>\s*)(?P<before>.*?)Traceback \(most recent call last\)")
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<function>.+))?')
 _CHAINED = re.compile(r"The above exception was the direct cause|During handling of the above exception")
 _EXCEPTION = re.compile(r"(?P<type>[A-Za-z_][\w.]*(?:\[[^\]]*\])?)(?::(?: (?P<message>.*))?)?$")
@@ -30,7 +30,7 @@ _OVER = re.compile(
 )
 _FATAL = re.compile(
     r"failed to start|hit an exception|fatal error|^Process \S+:|engine is dead|terminated|died|Engine loop|"
-    r"background loop|WorkerProc|initialization failed"
+    r"background loop|WorkerProc|initialization failed|Exception in worker|Error executing method"
 )
 _SOFT = re.compile(
     r"in ASGI application|Exception ignored|never retrieved|Invocation of|output_handler failed|Error parsing config|"
@@ -195,6 +195,8 @@ class TracebackReader:
         if begin := _BEGIN.match(text):
             if current is None or not current.linked:
                 yield from self._close(line.stream)
+                if begin["before"].strip():
+                    self._said[line.process] = begin["before"][:300]
                 current = self._start(line)
             current.finish_link()
             current.linked, current.indent = False, len(begin["indent"])
