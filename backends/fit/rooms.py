@@ -85,7 +85,12 @@ def freest(gpus: Sequence[Gpu], count: int, *, share: bool = False) -> tuple[Gpu
         )
         return (bool(_refusal(gpu, share)), strangers, -(free >> 30), gpu.index)
 
-    return tuple(sorted(sorted((gpu for gpu in gpus if not gpu.refusal), key=rank)[:count], key=lambda gpu: gpu.index))
+    ranked = sorted((gpu for gpu in gpus if not gpu.refusal), key=rank)
+    best = ranked[:count]
+    alike = [gpu for gpu in ranked if best and gpu.name == best[0].name][:count]
+    if len(alike) == count and not any(_refusal(gpu, share) for gpu in alike):
+        best = alike  # the slowest of a mixture sets the pace for all
+    return tuple(sorted(best, key=lambda gpu: gpu.index))
 
 
 def _first_node(nodes: Path) -> tuple[float, float]:

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backends.fit.choices import choices_of
+from backends.fit.choices import choices_of, installed_version
 from backends.fit.estimate import Verdict
 from backends.records import Launch, Records, fingerprint
 from backends.simulation import SimulatedKeeper
@@ -67,13 +68,22 @@ def test_gpus_that_are_named_are_taken_as_they_are(m7b: Path) -> None:
     assert held.changes[0].set == {}
 
 
+def test_gpus_outside_the_askers_bounds_are_not_chosen(m7b: Path) -> None:
+    profile = profile_of(m7b, max_model_len=8192, gpu_memory_utilization=0.4)
+    found = choices_of(profile, BOX, ("auto",), {"CUDA_VISIBLE_DEVICES": "5,7"})
+    assert found.fits[0].gpu_indices == (5,)
+    (outside,) = choices_of(profile, BOX, ("4",), {"CUDA_VISIBLE_DEVICES": "5,7"}).fits
+    assert outside.why == "GPU 4 outside CUDA_VISIBLE_DEVICES=5,7"
+
+
 def test_a_recorded_start_corrects_the_next_estimate(m7b: Path) -> None:
     from backends.paths import records_path
 
     profile = profile_of(m7b, max_model_len=8192, gpu_memory_utilization=0.4)
     weights, activation, unnamed, graphs, cache = (round(n * GIB) for n in (12.29, 1.12, 0.22, 0.89, 42.29))
     figures = StartFigures(weights, activation, unnamed, graphs, cache, 791_808, 96.66, 8192)
-    launch = Launch("1", "m", "m", fingerprint(profile), "vllm", "0.26.0", "NVIDIA H200", 1, 1.0, 2.0, figures=figures)
+    version = installed_version(profile)
+    launch = Launch("1", "m", "m", fingerprint(profile), "vllm", version, "NVIDIA H200", 1, 1.0, 2.0, figures=figures)
     (before,) = choices_of(profile, BOX, ("auto",), {}).fits
     assert Records(records_path()).add(launch)
     (after,) = choices_of(profile, BOX, ("auto",), {}).fits
@@ -81,6 +91,9 @@ def test_a_recorded_start_corrects_the_next_estimate(m7b: Path) -> None:
     assert after.learned
     assert after.weights_bytes == figures.weights_bytes
     assert after.kv_tokens == pytest.approx(791_808, rel=0.001)
+    assert Records(records_path()).add(replace(launch, engine_version="0.0.1"))
+    (older,) = choices_of(profile, BOX, ("auto",), {}).fits
+    assert older.activation_bytes == figures.activation_bytes
     other = profile_of(m7b, max_model_len=4096, gpu_memory_utilization=0.4)
     assert not choices_of(other, BOX, ("auto",), {}).fits[0].learned
 

@@ -268,6 +268,8 @@ def test_the_fullest_of_several_gpus_sets_the_limit() -> None:
     box = [gpu(0, 10.0), gpu(1, 70.0), gpu(2, 79.0, Grant("x", "you")), gpu(3, 60.0), gpu(4, 79.0, refusal="MIG")]
     assert [one.index for one in freest(box, 2)] == [1, 3]
     assert len(freest(box, 8)) == 4
+    mixed = [gpu(0, 79.0), replace(gpu(1, 78.0), name="NVIDIA L40S"), gpu(2, 40.0)]
+    assert [one.index for one in freest(mixed, 2)] == [0, 2]
 
 
 def test_a_memory_node_smaller_than_the_host_sets_the_cpus_limit(tmp_path: Path) -> None:
