@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import count
 
 from backends import paths
-from backends.engines.base import Readiness
+from backends.engines.base import HttpGet, Readiness
 from backends.engines.http import EngineHttp
 from backends.engines.vllm import VllmEngine
 from backends.errors import ConflictError
@@ -102,7 +102,7 @@ class Watched:
         gpus, indices = tuple(gpu.uuid for gpu in held), tuple(gpu.index for gpu in held)
         self.server = replace(self.server, gpus=gpus, gpu_indices=indices, host=found.host, port=found.port)
 
-    async def ask(self, http: EngineHttp) -> None:
+    async def ask(self, http: HttpGet) -> None:
         """Ask it how it is, once; what it says stands in `server`."""
         try:
             if not self.found.listens:
@@ -115,7 +115,7 @@ class Watched:
         finally:
             self.asked.set()
 
-    async def _meet(self, http: EngineHttp) -> None:
+    async def _meet(self, http: HttpGet) -> None:
         try:
             status, body = await http.get("/v1/models")
             if status == 401:
@@ -132,7 +132,7 @@ class Watched:
         else:
             self._wait(readiness.reason)
 
-    async def _meet_locked(self, http: EngineHttp) -> None:
+    async def _meet_locked(self, http: HttpGet) -> None:
         """A server that wants a key tells only its health and its figures."""
         status, _ = await http.get("/health")
         self.server = replace(self.server, has_api_key=True)
@@ -157,7 +157,7 @@ class Watched:
         self.server = replace(self.server, stage=Stage(WAITING, since, detail=why))
         self._become(ServerState.STARTING)
 
-    async def _look_after(self, http: EngineHttp) -> None:
+    async def _look_after(self, http: HttpGet) -> None:
         begun, problem = time.monotonic(), ""
         metrics: Metrics | Missing
         try:

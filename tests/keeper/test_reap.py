@@ -110,6 +110,8 @@ def test_an_orphan_on_a_gpu_is_shown_and_reaped(box: Box, stub: NvmlStub) -> Non
     show(box, stub, StubGpu(), busy)
     (orphan,) = box.client.orphans()
     assert (orphan.server, orphan.start_ticks) == ("fake", left.start_ticks)
+    told_once = [event for event in box.client.history() if event.kind == "orphan" and str(left.pid) in event.text]
+    assert len(told_once) == 1
     told = gpus(box)[1]
     shares = [(one["owner"], one["who"], one["memory_bytes"]) for one in told["shares"]]  # type: ignore[attr-defined]
     assert shares == [
