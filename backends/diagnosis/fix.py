@@ -56,8 +56,9 @@ class Fix:
         if self.path is not None and not self.diff:
             said.append("the file says so already; the server was started with something else")
         if self.overrides:
-            shown = ", ".join(f"{key} = {value}" for key, value in sorted(self.overrides.items()))
-            said.append(masked(f"it was started with more than the file says, which this start keeps: {shown}"))
+            told = sorted(self.overrides.items())
+            shown = ", ".join(f"no {key}" if value is None else f"{key} = {value}" for key, value in told)
+            said.append(masked(f"it was started with other than the file says, which this start keeps: {shown}"))
         return said
 
 

@@ -77,7 +77,7 @@ def test_fix_apply_changes_the_file_and_starts_with_the_overrides_of_before(box:
     path = failed(box, "--set", "fake_kind=completion", "--set", "fake_start=0.1")
     # What made it fail is gone from the file meanwhile; what the start laid over it is still on record.
     done = box.gpubox("fix", "fake")
-    assert "it was started with more than the file says" in done.stderr
+    assert "it was started with other than the file says" in done.stderr
     assert "args.fake_kind = completion" in done.stderr
     box.gpubox("fix", "fake", "--apply", code=6)
     assert path.read_text().startswith("# kept\n")

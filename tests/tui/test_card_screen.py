@@ -22,15 +22,18 @@ CONTENT = {"name": "single", "model": "Qwen/Qwen2.5-7B", "port": 8123, "args": {
 
 
 class Link(FakeLink):
+    content: dict[str, Any] = CONTENT
+
     async def profile(self, name: str) -> dict[str, Any]:
-        return CONTENT
+        return self.content
 
 
-def link_of(log: str) -> Link:
-    """A box with one server that failed as a log tells."""
+def link_of(log: str, content: dict[str, Any] = CONTENT) -> Link:
+    """A box with one server that was started with a profile's content, and failed as a log tells."""
     link = Link()
+    link.content = content
     some = next(server for server in link.state.servers if server.state is ServerState.FAILED)
-    card = diagnose(LOGS / f"{log}.log", profile=CONTENT)
+    card = diagnose(LOGS / f"{log}.log", profile=content)
     server = replace(some, name="fallen", profile="single", cause=card.summary, card=card, gpus=some.gpus[:1])
     link.state = replace(link.state, servers=(server,))
     return link

@@ -82,7 +82,7 @@ class CardScreen(ModalScreen[Fix | None]):
         else:
             notes = [Text(note, style=colours.warn) for note in choice.fix.notes]
             diff = [diff_text(choice.fix.diff, colours)] if choice.fix.diff else []
-            told = Text("\n").join([*notes, *diff])
+            told = Text("\n").join([*diff, *notes])
         self.query_one("#diff", Static).update(told)
         self.query_one("#change").scroll_home(animate=False)
         self.refresh_bindings()

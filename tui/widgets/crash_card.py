@@ -8,8 +8,9 @@ from backends.snapshots import Card
 from tui.format import fit
 from tui.themes import Palette
 
-FRAMES = 3
 EVIDENCE_LINES = 3
+WRAP_LOSS = 8
+"""Cells of a line that wrapping at words leaves empty, about."""
 
 
 def card_lines(card: Card, width: int, colours: Palette) -> list[Text]:
@@ -34,7 +35,9 @@ def card_text(card: Card, width: int, frames: int, colours: Palette) -> Text:
     if card.evidence is not None:
         lines.append(Text(""))
         where = f"line {card.evidence.line}: "
-        lines.append(Text(where + fit(card.evidence.text, EVIDENCE_LINES * width - len(where)), style=colours.text))
+        lines.append(
+            Text(where + fit(card.evidence.text, EVIDENCE_LINES * (width - WRAP_LOSS) - len(where)), style=colours.text)
+        )
     shown = card.frames[-frames:] if frames else ()
     lines += [Text(fit(f"  at {frame}", width), style=colours.dim) for frame in reversed(shown)]
     return Text("\n").join(lines)
