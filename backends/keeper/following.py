@@ -126,8 +126,9 @@ async def _becomes_ready(subject: Subject, http: EngineHttp, watch: StartWatch) 
 async def follow_ready(subject: Subject, http: EngineHttp, scraped: asyncio.Event) -> None:
     """Scrape once a second where the engine has metrics; a server that answers nothing for long is unresponsive."""
     tracker, failures, next_health = MetricsTracker(), 0, 0.0
-    if subject.server.figures is None:
-        subject.show(figures=await subject.around.history.figures_of(subject.record))
+    if subject.server.progress is None and (launch := await subject.around.history.launch_of(subject.record)):
+        done = StartProgress(time.time(), launch.stages, ratio=1.0, compile_cached=launch.compile_cached)
+        subject.show(figures=launch.figures, progress=done)
     while True:
         begun = time.monotonic()
         try:

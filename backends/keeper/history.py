@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from backends.keeper.progress import StartWatch
 from backends.processes.logs import LogFollower, split_stamp
 from backends.records import CPU, Launch, Records, fingerprint
-from backends.snapshots import Box, Server, ServerState, StartFigures
+from backends.snapshots import Box, Server, ServerState
 
 if TYPE_CHECKING:
     from backends.engines.base import Engine
@@ -42,14 +42,16 @@ class History:
 
     async def begun(self, subject: Subject) -> tuple[Launch, ...]:
         """Put a launch that has begun on record, where it is not yet; returns earlier starts alike, newest first."""
-        box = await subject.around.box.box()
-        launch = _launch(subject.record, subject.profile, box)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._begin, launch, subject.profile)
+        try:
+            launch = _launch(subject.record, subject.profile, await subject.around.box.box())
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._begin, launch, subject.profile)
+        except Exception:
+            log.exception("the launch of %s could not be put on record", subject.name)
+            return ()
 
-    async def figures_of(self, record: Record) -> StartFigures | None:
-        """Return what is on record of the memory that the newest launch told, in a start that another keeper saw."""
-        found = await asyncio.to_thread(self.records.launch, _id(record))
-        return found.figures if found else None
+    async def launch_of(self, record: Record) -> Launch | None:
+        """Return what is on record of a server's newest launch, which another keeper may have seen."""
+        return await asyncio.to_thread(self.records.launch, _id(record))
 
     def ready(self, subject: Subject, watch: StartWatch) -> None:
         """Put on record that a launch got ready, with the stages and figures that were seen."""

@@ -72,6 +72,7 @@ class Download:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen: deque[tuple[float, int]] = deque()
+        self._grows = False
 
     def mark(self, at: float) -> StageMark | None:
         """Return how far it is at `at` (Unix seconds); None while nothing is being fetched."""
@@ -83,9 +84,13 @@ class Download:
         if not any(name.endswith(".incomplete") for name in sizes):
             return None
         arrived = sum(sizes.values())
+        # What an earlier download has left behind does not grow.
+        self._grows = self._grows or bool(self._seen and arrived > self._seen[0][1])
         self._seen.append((at, arrived))
         while len(self._seen) > 2 and at - self._seen[1][0] >= RATE_OVER_S:
             self._seen.popleft()
+        if not self._grows:
+            return None
         (then, before), total = self._seen[0], self._total()
         rate = max(0, arrived - before) / (at - then) if at > then else None
         of = f" of {_amount(total)}" if total else ""

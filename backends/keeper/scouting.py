@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from backends.engines.stages import DOWNLOAD, WEIGHTS
+from backends.engines.stages import DOWNLOAD, STEPS, WEIGHTS
 from backends.keeper.activity import read_activity, waits_for
 from backends.keeper.measure import Download, Loading, hub_folder, lock_folders, model_folder
 from backends.keeper.progress import StartWatch
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from backends.engines.base import StageMark
     from backends.keeper.progress import Activity
     from backends.keeper.subject import Subject
-
-BEFORE_WEIGHTS = (None, "boot", "config", "engine", DOWNLOAD, WEIGHTS)
-"""The stages in which a model may be fetched."""
 
 
 class Scout:
@@ -31,6 +28,9 @@ class Scout:
         weights = model_folder(subject.profile, self._environ)
         self._download = Download(hub) if hub else None
         self._loading = Loading(weights) if weights else None
+        # Earlier than that, only small files are fetched, and the stages that are still to come would be passed over.
+        order = (*STEPS, *subject.engine.stages)
+        self._may_fetch = (order[order.index(DOWNLOAD) - 1], DOWNLOAD, WEIGHTS)
         self.waits_for = ""
 
     async def look(self, root: int, watch: StartWatch) -> None:
@@ -50,7 +50,7 @@ class Scout:
 
     def _read(self, root: int, gpu_bytes: int, stage: str | None) -> tuple[Activity, StageMark | None]:
         activity, mark = read_activity(root, gpu_bytes), None
-        if self._download is not None and stage in BEFORE_WEIGHTS:
+        if self._download is not None and stage in self._may_fetch:
             mark = self._download.mark(time.time())
         if mark is None and self._loading is not None and stage == WEIGHTS:
             held = gpu_bytes if self._subject.record.gpus else activity.memory_bytes

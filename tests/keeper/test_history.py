@@ -98,6 +98,19 @@ def test_a_start_that_another_keeper_saw_begin_is_on_record_whole(box: Box) -> N
     assert is_whole(launch)
 
 
+def test_another_keeper_knows_how_a_server_started(box: Box) -> None:
+    box.start(fake_profile())
+    stages = on_record(lambda launch: launch.outcome == "ready").stages
+    keeper = box.client.snapshot().keeper
+    assert keeper is not None
+    kill_and_wait(keeper.pid)
+    box.start(fake_profile("other"))
+    again = box.until(lambda server: server.progress is not None)
+    assert again.state is ServerState.READY
+    assert again.progress is not None
+    assert again.progress.done == stages
+
+
 def test_what_was_lost_of_the_records_is_read_from_the_log_again(box: Box) -> None:
     box.start(fake_profile())
     box.until(ServerState.READY)

@@ -151,9 +151,11 @@ def test_a_download_tells_what_has_arrived_and_how_fast(tmp_path: Path) -> None:
     assert download.mark(100.0) is None, "nothing is being fetched"
     partial = blobs / "bbbb.incomplete"
     partial.write_bytes(bytes(MIB))
-    first = download.mark(100.0)
+    assert download.mark(100.0) is None, "an earlier download may have left it"
+    partial.write_bytes(bytes(3 * MIB))
+    first = download.mark(101.0)
     assert first is not None
-    assert (first.name, first.progress, first.detail) == ("download", None, "3 MiB")
+    assert (first.name, first.progress, first.detail) == ("download", None, "5 MiB, 2 MiB/s")
     partial.write_bytes(bytes(5 * MIB))
     index = tmp_path / "snapshots" / "0" / "model.safetensors.index.json"
     index.parent.mkdir(parents=True)
