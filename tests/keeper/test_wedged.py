@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -54,35 +55,72 @@ async def until(holds: Callable[[], bool], what: str) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_start_in_which_nothing_moves_looks_wedged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPUBOX_HOME", str(tmp_path))
-    monkeypatch.setattr("backends.keeper.progress.WEDGED_AFTER_S", QUIET_S)
-    monkeypatch.setattr("backends.keeper.following.SCOUT_S", 0.05)
-    content = fake_profile()
-    profile, log = parse_profile(content, "test"), tmp_path / "fake.log"
-    record = Record("fake", content, {}, (), (), free_port(), True, "1", str(log), time.time())
+@asynccontextmanager
+async def followed(home: Path, lines: str, **content: object) -> AsyncIterator[tuple[Subject, Hub, Path]]:
+    """Follow a start whose one process sleeps and whose log begins with `lines`: its subject, its events, its log."""
+    whole = fake_profile() | content
+    profile, log = parse_profile(whole, "test"), home / "fake.log"
+    log.write_text(lines)
+    environ = {"HF_HUB_CACHE": str(home / "hub")}
+    record = Record("fake", whole, environ, (), (), free_port(), True, "1", str(log), time.time())
     write_facts(record)
-    hub, series = Hub(), SeriesStore()
+    hub, series, history = Hub(), SeriesStore(), History(Records(paths.records_path()))
     box = BoxWatch(lambda: SimulatedKeeper().snapshot().box, hub, series, dict, dict)
-    history = History(Records(paths.records_path()))
     around = Surroundings(hub, series, box, Ledger(), history, set)
     subject = Subject(record, profile, engine_named("vllm"), around, ServerState.STARTING)
-    log.write_text("2026-11-21T12:00:00.000+00:00 (Worker pid=7) INFO world_size=2 rank=1 backend=nccl\n")
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
-        async with EngineHttp(subject.server.address) as http:
-            following = asyncio.create_task(follow_start(subject, http))
-
-            def waits_for() -> str:
-                progress = subject.server.progress
-                return "" if progress is None or progress.quiet_since is None else progress.waits_for
-
-            await until(lambda: waits_for() == "the other ranks", "that nothing moves")
-            with log.open("a") as file:
-                file.write("a line without a stamp: it goes on\n")
-            await until(lambda: waits_for() == "", "that it goes on")
-            following.cancel()
+        try:
+            async with EngineHttp(subject.server.address) as http:
+                following = asyncio.create_task(follow_start(subject, http))
+                yield subject, hub, log
+                following.cancel()
+        finally:
             child.kill()
-    history.close()
+            history.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GPUBOX_HOME", str(tmp_path))
+    monkeypatch.setattr("backends.keeper.following.SCOUT_S", 0.05)
+    return tmp_path
+
+
+async def test_a_start_in_which_nothing_moves_looks_wedged(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backends.keeper.progress.WEDGED_AFTER_S", QUIET_S)
+    line = "2026-11-21T12:00:00.000+00:00 (Worker pid=7) INFO world_size=2 rank=1 backend=nccl\n"
+    async with followed(home, line) as (subject, hub, log):
+
+        def waits_for() -> str:
+            progress = subject.server.progress
+            return "" if progress is None or progress.quiet_since is None else progress.waits_for
+
+        await until(lambda: waits_for() == "the other ranks", "that nothing moves")
+        with log.open("a") as file:
+            file.write("a line without a stamp: it goes on\n")
+        await until(lambda: waits_for() == "", "that it goes on")
     told = [event for event in hub.history if event.kind == "wedged"]
     assert told
     assert "waits for the other ranks" in told[0].text
+
+
+async def test_a_download_that_the_log_does_not_tell_is_seen(home: Path) -> None:
+    partial = home / "hub" / "models--org--m" / "blobs" / "aaaa.incomplete"
+    partial.parent.mkdir(parents=True)
+    lines = "gpubox: fake: boot, pid 7: vllm\nInitializing a V1 LLM engine (v0.26.0)\nStarting to load model org/m...\n"
+    async with followed(home, lines, model="org/m") as (subject, _, log):
+
+        def stage() -> str:
+            with partial.open("ab") as file:
+                file.write(bytes(1 << 20))
+            return subject.server.stage.name if subject.server.stage else ""
+
+        await until(lambda: stage() == "download", "the download")
+        assert subject.server.stage is not None
+        assert " MiB, " in subject.server.stage.detail
+        partial.rename(partial.with_suffix(""))
+        with log.open("a") as file:
+            file.write("Loading safetensors checkpoint shards:   0% Completed | 0/1\n")
+        await until(lambda: subject.server.stage is not None and subject.server.stage.name == "weights", "the weights")
+        assert subject.server.progress is not None
+        assert [one.name for one in subject.server.progress.done][-1] == "download"
