@@ -38,7 +38,7 @@ class BoxSampler:
         self._clock = clock
 
     def sample(self) -> Box:
-        """Return the box at this moment; `holder` and `server` are left for the keeper to fill in."""
+        """Return the box at this moment; `ownership` fills in owners and shares, the keeper grants."""
         reading = self._gpus.read()
         return Box(
             at=self._clock(),

@@ -30,6 +30,7 @@ from profiles.store import Store
 from tests.tui.link import NOW, FakeLink, shown, simulated, until
 from tui.app import GpuboxApp
 from tui.format import GIB
+from tui.headless.status import lines
 from tui.owners import share_text
 
 LEFT = Orphan(4711, 99, "old", "VLLM::EngineCore", "me", (), 0, 3 * GIB, NOW - 60)
@@ -93,6 +94,20 @@ async def test_every_share_is_drawn_and_told_without_colour() -> None:
 def test_pids_tell_foreign_shares_apart() -> None:
     assert share_text(Share(Owner.SERVER, "m7b", GIB, (1, 2))) == "server m7b 1.0 GiB"
     assert share_text(Share(Owner.FOREIGN, "alice x", GIB, (1, 2))) == "foreign alice x pid 1, 2 1.0 GiB"
+
+
+def test_status_tells_shares_oddities_and_what_was_left_behind() -> None:
+    snapshot = crowded(simulated("2xH200"))
+    told = "\n".join(lines(replace(snapshot, servers=(by_hand(snapshot),)), NOW, (LEFT,)))
+    for line in (
+        "GPU 0  █ server m7b 60.0 GiB · ▒ foreign alice python train.py pid 102 38.0 GiB · ",
+        "pid 103 VLLM::Worker of bob: its parent is gone: probably an orphan; gpubox reap 103 ends it",
+        "× old left pid 4711 behind, with 3.0 GiB of the host's memory: gpubox reap ends it",
+        "ready · by hand",
+        "vllm-8000: started by hand by alice, pid 31337: vllm serve m",
+    ):
+        assert line in told
+    assert "GPU 1  █ server llama-3.3-70b" in told
 
 
 async def test_an_orphan_is_killed_after_a_question() -> None:

@@ -11,7 +11,7 @@ from backends.orphans import Orphan
 from backends.snapshots import Gpu, Missing, Owner, Server, ServerState, Snapshot, dump
 from tui.format import NOTHING, count, duration, fit, gib, indices, memory, percent, short_gpu_name, shown
 from tui.headless.output import table
-from tui.owners import SIGNS, share_text, worth_telling
+from tui.owners import SIGNS, owned, share_text, worth_telling
 
 WATCH_S = 1.0
 
@@ -57,7 +57,7 @@ def lines(snapshot: Snapshot, now: float, orphans: tuple[Orphan, ...] = ()) -> l
     else:
         head.append(box.no_gpus or "no GPU")
     head.append("")
-    if told := _shares(snapshot) + _left_behind(orphans):
+    if told := _shares(snapshot) + _notes(snapshot) + _left_behind(orphans):
         head += [*told, ""]
     if not snapshot.servers:
         return [*head, "no server yet; start one: gpubox --headless --profile demo   (profiles: gpubox profiles list)"]
@@ -78,6 +78,15 @@ def _shares(snapshot: Snapshot) -> list[str]:
         f"GPU {gpu.index}  " + " · ".join(f"{SIGNS[share.owner]} {share_text(share)}" for share in gpu.shares)
         for gpu in snapshot.box.gpus
         if worth_telling(gpu)
+    ]
+
+
+def _notes(snapshot: Snapshot) -> list[str]:
+    """Say what is odd about foreign processes."""
+    return [
+        f"pid {one.pid} {one.command} of {one.user}: {one.note}; gpubox reap {one.pid} ends it, after a question"
+        for one in owned(snapshot.box.gpus, Owner.FOREIGN)
+        if one.note
     ]
 
 
