@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -244,7 +245,7 @@ def model_context(config: Mapping[str, Any]) -> int:
     if not isinstance(scaling, dict) or not length:
         return length
     kind, factor = scaling.get("rope_type", scaling.get("type")), scaling.get("factor")
-    if kind not in ("yarn", "linear", "dynamic") or not isinstance(factor, int | float):
+    if kind not in ("yarn", "linear", "dynamic") or not isinstance(factor, int | float) or not math.isfinite(factor):
         return length
     original = scaling.get("original_max_position_embeddings") if kind == "yarn" else None
     return int((original if isinstance(original, int) else length) * factor)
