@@ -12,7 +12,7 @@ export GPUBOX_DEMO_MODEL_DIR ?= $(CURDIR)/.cache
 FAST := tests/unit tests/processes tests/keeper tests/gpu tests/tui tests/snapshots
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev cpu-engine demo demo-model test test-fast check picture clean
+.PHONY: help venv dev cpu-engine demo demo-model test test-fast check faults picture clean
 
 help: ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ test-fast: dev ## the tests that need no engine
 
 test: check test-fast cpu-engine demo-model ## everything, on the real CPU engine too
 	$(VENV)/bin/python -m pytest -q -m engine tests
+
+faults: dev ## try every fault 20 times on stand-in engines, and print what was survived (about 20 minutes)
+	$(VENV)/bin/python -m benchmarks.faults
 
 picture: venv ## the README's picture, made by the app itself
 	$(VENV)/bin/python docs/make_picture.py

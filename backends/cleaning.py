@@ -71,7 +71,7 @@ class _Kept:
         if name in self.living or name in self.unreadable:
             return True
         record = self.records.get(name)
-        return record is not None and not record.ended
+        return record is not None and (not record.ended or record.again or record.retry_at is not None)
 
 
 def leftovers(now: float, older_than_s: float = 0.0) -> tuple[Leftover, ...]:

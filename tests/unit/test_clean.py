@@ -96,7 +96,11 @@ def test_the_age_spares_what_is_younger() -> None:
     assert {one.path for one in leftovers(time.time())} == {old, young}
 
 
-@pytest.mark.parametrize("record", [replace(RECORD, ended=False), None], ids=["its end is not on record", "damaged"])
+@pytest.mark.parametrize(
+    "record",
+    [replace(RECORD, ended=False), replace(RECORD, again=True), replace(RECORD, retry_at=1.0), None],
+    ids=["its end is not on record", "to be started again", "to be tried again", "damaged"],
+)
 def test_a_server_that_may_live_is_not_touched(record: Record | None) -> None:
     keep(record or RECORD, launches=9, starts=9)
     folder = paths.server_dir("qwen")
