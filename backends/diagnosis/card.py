@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ LONGEST_EVIDENCE = 600
 LONGEST_SUMMARY = 240
 
 _NOISE = re.compile(r"\[W\d{4} |NCCL INFO|destroy_process_group|resource_tracker|UserWarning|leaked |ASGI application")
+_REPORT = re.compile(r"initialization failed|failed to start|Worker failed|EngineDeadError|has errored")
 _LOADING = re.compile(r"load_model|initialize_model|create_weights|load_weights|process_weights|get_model$")
 _WARMING = re.compile(
     r"profile_run|determine_available_memory|capture_model|capture|warm_?up|_dummy_\w+|initialize_from_config|"
@@ -132,6 +133,9 @@ def _find(story: Story, ended: HowItEnded | None, oom_killed: bool | None) -> _F
     failed = ended is not None and not (ended.code == 0 and story.stopped)
     if quiet and (failed or not story.ready):
         return _unknown_of(quiet[0])
+    reported = next((chain for chain in story.chains if chain.is_fatal and _REPORT.search(chain.links[-1].text)), None)
+    if reported is not None:
+        return replace(_unknown_of(reported), summary="an engine process failed; what began it is not in this log")
     how = how_it_ended(ended, oom_killed=oom_killed)
     if story.complaint is not None and (failed or not story.ready):
         part, line = story.complaint

@@ -11,7 +11,7 @@ from backends.processes.logs import parts
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 16 << 20
 TAIL_BYTES = 32 << 20
-LONGEST_LINE_BYTES = 64 << 10
+LONGEST_LINE_BYTES = 16 << 10
 
 _DEADLY = (
     b"failed to start",
@@ -45,7 +45,7 @@ def log_parts(path: Path) -> list[Path]:
 def raw_lines(files: list[Path]) -> Iterator[RawLine]:
     """Yield lines with their numbers: all of a log's head and tail, and of its middle the blocks where an engine died.
 
-    Lines longer than 64 KiB are cut. Raises OSError.
+    Lines longer than 16 KiB are cut. Raises OSError.
     """
     sizes = [file.stat().st_size for file in files]
     total, passed = sum(sizes), 0

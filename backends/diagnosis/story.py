@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backends.diagnosis.lines import Line, read_line
 from backends.diagnosis.reading import RawLine
-from backends.diagnosis.tracebacks import Chain, Phase, TracebackReader
+from backends.diagnosis.tracebacks import LONGEST_TEXT, Chain, Phase, TracebackReader
 from backends.engines.stages import VLLM, read_mark
 
 MOST_CHAINS = 300
 MOST_SIGNS = 100
+MARK_CELLS = 600
+"""What tells of a start's progress stands at the beginning of a line."""
+
 START_LINES = 200_000
 """Where a start takes more lines than that, its stages are no longer looked for."""
 
@@ -95,7 +98,7 @@ class _Teller:
         self._seen += 1
         story = self.story
         if not story.ready:
-            self._look_at_start(text)
+            self._look_at_start(text[:MARK_CELLS])
         if self._in_usage or _USAGE.match(text):
             self._in_usage = text.startswith((" ", "usage: "))
             if self._in_usage:
@@ -104,7 +107,7 @@ class _Teller:
         is_bad = line.level in ("", "ERROR", "CRITICAL")
         is_sign = _SIGN.search(text) if is_bad else line.level == "WARNING" and "exited unexpectedly" in text
         if is_sign and len(story.signs) < MOST_SIGNS:
-            story.signs.append((self._part, line))
+            story.signs.append((self._part, replace(line, text=text[:LONGEST_TEXT])))
         if story.complaint is None and line.level in ("ERROR", "CRITICAL") and text.strip():
             story.complaint = (self._part, line)
         if text.startswith("gpubox: stopping"):

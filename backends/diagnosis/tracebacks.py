@@ -11,6 +11,7 @@ from backends.diagnosis.lines import Line, role_of
 
 Phase = Literal["load", "warm-up", "use"]
 
+LONGEST_TEXT = 4000
 MOST_FRAMES = 60
 MOST_MESSAGE_LINES = 40
 MOST_STREAMS = 256
@@ -87,8 +88,8 @@ class Raised:
 
     @property
     def text(self) -> str:
-        """Type and message on one line, as patterns are matched."""
-        return " ".join(f"{self.type}: {self.message}".split())
+        """Type and message on one line, as patterns are matched: of a long one the beginning."""
+        return " ".join(f"{self.type}: {self.message[:LONGEST_TEXT]}".split())
 
     @property
     def is_wrapper(self) -> bool:

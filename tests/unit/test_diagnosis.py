@@ -309,3 +309,42 @@ def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
     assert card.cause == "module-missing"
     assert card.evidence is not None
     assert card.evidence.line == 2
+
+
+def test_where_only_the_report_of_a_failure_is_left_it_is_said_so(tmp_path: Path) -> None:
+    lines = (LOGS / "h200-0.26-kv-cache-too-small.log").read_bytes().decode().split("\n")
+    log = tmp_path / "x.log"
+    log.write_text("\n".join(line for line in lines if "APIServer" in line))
+    card = diagnose(log)
+    assert card.cause == "unknown"
+    assert card.summary == "an engine process failed; what began it is not in this log"
+
+
+def test_a_log_cut_within_a_traceback_still_tells(tmp_path: Path) -> None:
+    lines = (LOGS / "h200-0.26-kv-cache-too-small.log").read_bytes().decode().split("\n")
+    log = tmp_path / "x.log"
+    log.write_text("\n".join(lines[50:]))
+    card = diagnose(log)
+    assert card.cause == "kv-cache-too-small"
+    assert card.frames[-1].endswith("in _check_enough_kv_cache_memory")
+
+
+def test_a_stop_by_keyboard_is_no_failure(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text(
+        "(APIServer pid=1) INFO:     Application startup complete.\n"
+        "(APIServer pid=1) Traceback (most recent call last):\n"
+        '(APIServer pid=1)   File "/opt/venv/uvicorn/server.py", line 1, in <module>\n'
+        "(APIServer pid=1) KeyboardInterrupt\n"
+    )
+    assert diagnose(log).cause == "none"
+
+
+def test_a_hostile_line_takes_no_long_time(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    word = "a." * 30_000
+    log.write_text(
+        f'({word}\n{word}\nTraceback (most recent call last):\n  File "{word}", line 1, in {word}\n'
+        f'FileNotFoundError: {word} {word}\nValueError: {"(" * 50_000}\n{{"log": {word}\n'
+    )
+    assert diagnose(log).cause == "unknown"
