@@ -241,7 +241,7 @@ class TracebackReader:
             if self._inside_frame(line, current) or text.startswith((" ", "\t")) or _SCRAPS.match(text):
                 return
             found = _EXCEPTION.match(text)
-            if found is not None and current.frames and not current.linked:
+            if found is not None and (current.frames or _BARE.match(text)) and not current.linked:
                 current.raised = (found["type"], line.number, self.part)
                 current.message = [(line.number, found["message"] or "")]
                 return

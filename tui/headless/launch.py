@@ -146,7 +146,14 @@ def _raise_if_ended(server: Server) -> None:
         case ServerState.STOPPED | ServerState.STOPPING:
             raise StartFailedError(f"{server.name} was stopped before it was ready")
         case ServerState.FAILED | ServerState.LOST:
-            raise StartFailedError(f"{server.name} failed: {server.cause}", f"log: {server.log_path}")
+            raise StartFailedError(f"{server.name} failed: {server.cause}", _what_next(server))
+
+
+def _what_next(server: Server) -> str:
+    """Say where the log is, and whether a change of the profile may cure the failure."""
+    log = f"log: {server.log_path}"
+    curable = server.card is not None and any(remedy.set for remedy in server.card.remedies)
+    return f"gpubox fix {server.name} shows a cure; {log}" if curable else log
 
 
 async def _foreground(request: StartRequest) -> int:
@@ -174,7 +181,7 @@ async def _foreground(request: StartRequest) -> int:
         stopping.cancel()
         await log.end()
     if last.state is not ServerState.STOPPED:
-        raise StartFailedError(f"{last.name} failed: {last.cause}", f"log: {last.log_path}")
+        raise StartFailedError(f"{last.name} failed: {last.cause}", _what_next(last))
     return 0
 
 
