@@ -48,7 +48,7 @@ VLLM = (
     sign(WEIGHTS, r"Loading .*?:\s+(?P<pct>\d+)% Completed \| (?P<done>\d+)/(?P<of>\d+)", "shard {done} of {of}"),
     sign(WEIGHTS, r"Loading weights took (?P<s>[\d.]+) seconds", "read in {s} s"),
     sign("compile", r"Using cache directory: .*torch_compile_cache|Warming up model for the compilation"),
-    sign("compile", r"Compiling a graph for compile range |saved AOT compiled function", cached=False),
+    sign("compile", r"Compiling (?:a graph for|model again)|saved AOT compiled function", cached=False),
     sign("compile", r"Directly load (?:AOT compilation|the compiled graph)", "from the cache", cached=True),
     sign("compile", r"Dynamo bytecode transform time: "),
     sign("kv cache", r"torch\.compile took (?P<s>[\d.]+) s in total|Initial profiling/warmup run took|Warming up done"),

@@ -139,6 +139,7 @@ def test_compiled_code_from_the_cache_is_told_from_code_that_is_compiled() -> No
     directly = "Directly load the compiled graph(s) for compile range (1, 8192) from the cache, took 1.5 s"
     assert cached("Dynamo bytecode transform time: 3.67 s") is None
     assert cached("Directly load AOT compilation from path /x") is True
+    assert cached("[backbone] Compiling model again due to a load failure from /x, reason: y") is False
     assert cached("Dynamo bytecode transform time: 3.67 s", directly) is True
     assert cached(directly, "Compiling a graph for compile range (1, 8192) takes 6.29 s") is False
     assert cached("Compiling a graph for compile range (1, 8192) takes 6.29 s", directly) is False
