@@ -153,7 +153,7 @@ def _what_next(server: Server) -> str:
     """Say where the log is, and whether a change of the profile may cure the failure."""
     log = f"log: {server.log_path}"
     curable = server.card is not None and any(remedy.set for remedy in server.card.remedies)
-    return f"gpubox fix {server.name} shows a cure; {log}" if curable else log
+    return f"gpubox fix {server.name} shows what may cure it; {log}" if curable else log
 
 
 async def _foreground(request: StartRequest) -> int:
