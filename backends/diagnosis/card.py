@@ -21,7 +21,7 @@ from backends.diagnosis.remedies import remedies_for
 from backends.diagnosis.situation import Situation
 from backends.diagnosis.story import Story, tell
 from backends.diagnosis.tracebacks import Chain, Phase, Raised
-from backends.snapshots import Card, Evidence
+from backends.snapshots import Card, Evidence, Remedy
 
 PORT_IN_USE = "port-in-use"
 UNKNOWN = "unknown"
@@ -93,7 +93,7 @@ def examine(
         cause=found.code,
         summary=_short(masked(summary)),
         evidence=found.evidence,
-        remedies=remedies_for(found.code, situation),
+        remedies=tuple(remedy for remedy in remedies_for(found.code, situation) if not _tells_a_key(remedy)),
         frames=found.frames,
     )
     return Diagnosis(card, files[found.part])
@@ -300,6 +300,17 @@ def _port_summary(it: Situation, port: int | None) -> str:
         return "its port is in use"
     holder = holder_of(wanted)
     return f"its port {wanted} is in use" + (f", by {holder}" if holder else "; nobody holds it now")
+
+
+def _tells_a_key(remedy: Remedy) -> bool:
+    """Whether a remedy would show a key that somebody gave on a command line."""
+    from profiles.secrets import looks_secret
+
+    values = [(key.rpartition(".")[2].upper(), value) for key, value in remedy.set.items() if value is not None]
+    given = [
+        (key, value) for key, value in values if isinstance(value, str) and not value.startswith(("env:", "file:"))
+    ]
+    return masked(remedy.text) != remedy.text or any(looks_secret(key, value) for key, value in given)
 
 
 def _short(summary: str) -> str:

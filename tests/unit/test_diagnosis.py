@@ -163,6 +163,14 @@ def test_keys_are_masked() -> None:
     assert "hf_abc" not in repr(card)
 
 
+def test_a_key_on_the_command_line_stays_untold(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text("usage: vllm serve\nvllm serve: error: unrecognized arguments: --api-keyy sk-abcdefgh12345678\n")
+    card = diagnose(log)
+    assert card.cause == "unknown-flag"
+    assert "abcdefgh" not in repr(card)
+
+
 def test_remedies_know_the_profile() -> None:
     profile = {"model": "/models/m", "gpus": 3, "args": {"tensor-parallel-size": 3}}
     card = card_of("cpu-0.32-heads-not-divisible", profile=profile)
