@@ -25,6 +25,8 @@ from benchmarks import fault_kills as kills
 from benchmarks import fault_noise as noise
 from benchmarks import fault_state as state
 from benchmarks.stage import Stage
+from tests.keeper.chaos import Chaos, build_stub
+from tests.keeper.chaos import run as run_chaos
 from tests.keeper.conftest import box_in
 
 Try = Callable[[Stage], float]
@@ -40,6 +42,19 @@ class Fault:
     strike: Try
     alone: bool = False
     tries: int | None = None
+
+
+CHAOS_SEED = 1
+CHAOS_OPERATIONS = 1000
+
+
+def chaos(_: Stage) -> float:
+    """Let two users' keepers do and suffer random things on one box of four GPUs; no GPU may ever have two owners."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        library = build_stub(Path(folder))
+        run_chaos(Chaos(Path(folder), library, homes=2, gpus=4, seed=CHAOS_SEED), CHAOS_OPERATIONS)
+    return time.monotonic() - begun
 
 
 FAULTS = (
@@ -85,6 +100,7 @@ FAULTS = (
     Fault("metrics-slow", "metrics page that trickles in", noise.metrics("slow"), alone=True, tries=5),
     Fault("metrics-silent", "metrics page that never comes", noise.metrics("silent"), alone=True, tries=5),
     Fault("metrics-huge", "metrics page of 50 MB", noise.metrics("huge"), alone=True),
+    Fault("chaos", f"{CHAOS_OPERATIONS:,} random operations by two users' keepers", chaos, alone=True, tries=1),
 )
 
 
