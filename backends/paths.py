@@ -91,9 +91,10 @@ def cache_dir() -> Path:
 
 
 def ledger_dir() -> Path:
-    """Where all users' keepers of this machine agree who holds which GPU: the first sticky folder that all may write to.
+    """Where all users' keepers of this machine agree who holds which GPU.
 
-    `GPUBOX_LEDGER` moves it; GPUBOX_HOME does not, since it is the machine's.
+    It is in the first sticky folder that all may write to. `GPUBOX_LEDGER` moves it; GPUBOX_HOME does not, since it is
+    the machine's.
     """
     if named := os.environ.get("GPUBOX_LEDGER"):
         return Path(named).absolute()

@@ -51,6 +51,11 @@ class GpuProcess:
     start_ticks: int | None = None
     note: str = ""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether a live server or run of ours has it; an orphan is nobody's to count on."""
+        return self.owner in (Owner.SERVER, Owner.RUN)
+
 
 @dataclass(frozen=True, slots=True)
 class Share:

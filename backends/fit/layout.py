@@ -174,7 +174,7 @@ def read_layout(
     config: Mapping[str, Any], settings: Settings, step_tokens: int, *, on_gpu: bool = True
 ) -> Layout | Missing:
     """Return what a model keeps on one GPU; `config` is the language model's. Missing where it does not tell."""
-    if config.get("model_type") in _ENCODERS:
+    if str(config.get("model_type")) in _ENCODERS:
         return Layout((), GPU_BLOCK_TOKENS, step_tokens)
     latent = is_latent(config)
     default = GPU_BLOCK_TOKENS if on_gpu or latent else CPU_BLOCK_TOKENS
@@ -204,7 +204,7 @@ def read_layout(
 
 def is_latent(config: Mapping[str, Any]) -> bool:
     """Whether vLLM keeps one compressed vector for all heads of a layer (MLA)."""
-    return config.get("model_type") in _LATENT and isinstance(config.get("kv_lora_rank"), int)
+    return str(config.get("model_type")) in _LATENT and isinstance(config.get("kv_lora_rank"), int)
 
 
 def served_bytes(config: Mapping[str, Any], settings: Settings) -> float:

@@ -81,7 +81,7 @@ def freest(gpus: Sequence[Gpu], count: int, *, share: bool = False) -> tuple[Gpu
     def rank(gpu: Gpu) -> tuple[bool, bool, int, int]:
         free = -1 if isinstance(amount := _to_be_had(gpu), Missing) else amount
         strangers = not isinstance(gpu.processes, Missing) and any(
-            process.kind == "compute" and process.server is None for process in gpu.processes
+            process.kind == "compute" and not process.is_ours for process in gpu.processes
         )
         return (bool(_refusal(gpu, share)), strangers, -(free >> 30), gpu.index)
 

@@ -243,7 +243,9 @@ def _held_by_grant(gpu: Gpu, grant: Grant) -> int:
 
 def _is_of(process: GpuProcess, grant: Grant) -> bool:
     """Whether a process is one of a granted server's; those of other users' keepers are told by their user."""
-    return process.server == grant.server if grant.ours else process.server is None and process.user == grant.user
+    if grant.ours:
+        return process.is_ours and process.server == grant.server
+    return not process.is_ours and process.user == grant.user
 
 
 def _needed_bytes(gpu: Gpu, need: _Need) -> int | None:
@@ -303,7 +305,7 @@ def _strangers(gpu: Gpu) -> tuple[GpuProcess, ...]:
     """Return the processes that compute here and are no server of ours; a desktop's graphics do not count."""
     if isinstance(gpu.processes, Missing):
         return ()
-    computing = (process for process in gpu.processes if process.kind == "compute" and process.server is None)
+    computing = (process for process in gpu.processes if process.kind == "compute" and not process.is_ours)
     return tuple(process for process in computing if not any(_is_of(process, grant) for grant in gpu.grants))
 
 
@@ -320,7 +322,7 @@ def people(processes: Sequence[GpuProcess]) -> str:
     """Name the first of some processes, its program and whose it is, and count the rest."""
     first, more = processes[0], len(processes) - 1
     program = first.command.split(" ")[0].rpartition("/")[2] if "(" not in first.command else first.command
-    whose = f"server {first.server}" if first.server else first.user
+    whose = f"server {first.server}" if first.is_ours else first.user
     return f"pid {first.pid} {program} ({whose})" + (f" and {more} more" if more else "")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from backends.errors import GpuboxError, GpuBusyError, NoSuchGpuError, UsageError
 from backends.gpus.selection import find, select
-from backends.snapshots import Gpu, GpuProcess, Grant, Missing
+from backends.snapshots import Gpu, GpuProcess, Grant, Missing, Owner
 
 GIB = 2**30
 TOTAL = int(139.8 * GIB)
@@ -139,7 +139,7 @@ def test_no_room_beside_a_stranger() -> None:
             (process(command="hidden (another container)", user="?"),),
             "; held by pid 123 hidden (another container) (?)",
         ),
-        ((process(server="old"),), "; held by pid 123 python (server old)"),
+        ((process(server="old", owner=Owner.SERVER),), "; held by pid 123 python (server old)"),
         ((), "; held by a process that cannot be seen from here"),
         (Missing("not supported by this GPU"), ""),
     ],
@@ -304,7 +304,7 @@ def test_what_was_granted_and_not_taken_yet_is_not_free() -> None:
         GpuBusyError, match=r"79\.8 of 139\.8 GiB free with 60\.0 promised to a, the profile wants 55\.9"
     ):
         select([used], ["0"], 1, needed_fraction=0.4, share=True)
-    own = replace(used, processes=(process(gib=60, server="a"),))
+    own = replace(used, processes=(process(gib=60, server="a", owner=Owner.SERVER),))
     assert select([own], ["0"], 1, needed_fraction=0.4, share=True).warnings == ()
 
 

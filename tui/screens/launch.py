@@ -277,5 +277,5 @@ def why_not(gpu: Gpu) -> str | None:
 def _company(gpu: Gpu) -> str:
     if isinstance(gpu.processes, Missing):
         return gpu.processes.reason
-    strangers = [f"{p.command} of {p.user}" for p in gpu.processes if p.server is None]
+    strangers = [f"{p.command} of {p.user}" for p in gpu.processes if not p.is_ours]
     return "▲ " + ", ".join(strangers) if strangers else ""

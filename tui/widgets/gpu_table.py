@@ -113,7 +113,7 @@ def owner(gpu: Gpu, servers: dict[str, Server], width: int, colours: Palette) ->
     if left_by:
         sign = SIGNS[Owner.ORPHAN]
         return Text(fit(f"{sign} left by {', '.join(left_by)}", width), style=colours.bad)
-    strangers = list(dict.fromkeys(p.user for p in gpu.processes if p.server is None))
+    strangers = list(dict.fromkeys(p.user for p in gpu.processes if not p.is_ours))
     if strangers:
         return Text(fit(f"▲ {', '.join(strangers)}", width), style=colours.warn)
     return Text("free", style=colours.dim)
