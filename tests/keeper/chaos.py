@@ -117,7 +117,7 @@ class Chaos:
         home = self._random.choice(self.homes)
         name = self._random.choice(NAMES)
         doings: dict[str, tuple[int, Callable[[], object]]] = {
-            "start": (44, lambda: home.keeper().start(self._request(name))),
+            "start": (44, lambda: home.keeper().start(self.request(name))),
             "stop": (12, lambda: home.keeper().stop(name, force=self._random.random() < 0.5)),
             "restart": (8, lambda: home.keeper().restart(name)),
             "forget": (3, lambda: home.keeper().forget(name)),
@@ -125,7 +125,7 @@ class Chaos:
             "kill the shim": (4, lambda: self._kill_part(home, "shim")),
             "kill the guard": (4, lambda: self._kill_part(home, "guard")),
             "kill the core": (4, lambda: self._kill_core(home)),
-            "kill the keeper": (6, lambda: self._kill_keeper(home)),
+            "kill the keeper": (6, lambda: self.kill_keeper(home)),
         }
         names = list(doings)
         what = self._random.choices(names, [doings[one][0] for one in names])[0]
@@ -137,16 +137,21 @@ class Chaos:
         time.sleep(self._random.choice((0.0, 0.0, 0.05, 0.2)))
         return what
 
-    def _request(self, name: str) -> StartRequest:
+    def request(self, name: str, count: int | None = None) -> StartRequest:
+        """Return a wish for GPUs, how many and which of them by chance; `count` asks for any so many."""
+        wish: tuple[str, ...] | None = ("auto",)
+        retried = False
+        if count is None:
+            count = self._random.choice((1, 1, 2))
+            retried = self._random.random() < 0.3
+            named = tuple(str(one) for one in self._random.sample(range(self._gpus), count))
+            wish = self._random.choice((None, wish, named))
         profile: dict[str, Any] = fake_profile(name, tree=True) | {"python": str(FAKE_FAULTY), "port": "auto"}
-        count = self._random.choice((1, 1, 2))
         profile["gpus"] = count
         if count > 1:
             profile["args"]["tensor_parallel_size"] = count
-        if self._random.random() < 0.3:
+        if retried:
             profile["restart"] = {"policy": "on-failure", "max_attempts": 2, "backoff_s": 0.2}
-        named = tuple(str(one) for one in self._random.sample(range(self._gpus), count))
-        wish = self._random.choice((None, ("auto",), named))
         return StartRequest(profile, {"PATH": os.environ["PATH"]}, gpus=wish)
 
     def _kill_part(self, home: Home, part: str) -> None:
@@ -161,7 +166,8 @@ class Chaos:
         if below := [one for one in living if one.identity.pid not in main]:
             _kill(self._random.choice(below).identity)
 
-    def _kill_keeper(self, home: Home) -> None:
+    def kill_keeper(self, home: Home) -> None:
+        """SIGKILL a home's keeper, and await its end."""
         info = home.keeper().snapshot().keeper
         assert info is not None
         _kill(Identity(current_boot_id(), info.pid, procfs.start_ticks(info.pid) or 0))
