@@ -157,8 +157,10 @@ class Stage(Box):
 
         try:
             found: Server = until(look, f"{name} is {' or '.join(states)}", within_s)
-        except AssertionError as late:
-            raise AssertionError(f"{late}; it is {self.server(name)}") from None
+        except AssertionError:
+            now = self.server(name)
+            wanted = " or ".join(states)
+            raise AssertionError(f"not {wanted} within {within_s:g} s, but {now.state}: {now.cause}") from None
         return found
 
     def drop(self, name: str) -> None:
