@@ -8,6 +8,7 @@ a record before anything else of a launch comes into being.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -20,8 +21,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from backends import paths
+from backends.errors import KeeperError
 from backends.keeper.launching import KEPT_LAUNCHES
 from backends.keeper.record import Record
+from backends.ledger import Ledger
 from backends.processes import procfs, shm
 from backends.processes.facts import current_boot_id, read_facts
 from backends.snapshots import Missing, load
@@ -42,9 +45,10 @@ class Kind(StrEnum):
     SOCKET = "socket"
     SHARED_MEMORY = "shared-memory file"
     PARTIAL = "partial file"
+    GRANT = "ended grant"
 
 
-SAFE = frozenset({Kind.SOCKET, Kind.SHARED_MEMORY, Kind.PARTIAL})
+SAFE = frozenset({Kind.SOCKET, Kind.SHARED_MEMORY, Kind.PARTIAL, Kind.GRANT})
 """Kinds that nobody can want back: the keeper removes them at its start."""
 
 
@@ -85,6 +89,7 @@ def leftovers(now: float, older_than_s: float = 0.0) -> tuple[Leftover, ...]:
         *_partial_files(kept, now),
         *_dead_sockets(now),
         *_shared_memory(kept, now),
+        *_ended_grants(now),
     )
     return tuple(one for one in found if now - one.changed_at >= older_than_s)
 
@@ -94,17 +99,24 @@ def remove(found: Iterable[Leftover]) -> dict[Path, str]:
     problems = {}
     for one in found:
         try:
-            if one.path.is_dir() and not one.path.is_symlink():
+            if one.kind is Kind.GRANT:
+                _remove_grant(one.path)
+            elif one.path.is_dir() and not one.path.is_symlink():
                 shutil.rmtree(one.path)
             else:
                 one.path.unlink(missing_ok=True)
         except OSError as problem:
             problems[one.path] = problem.strerror or str(problem)
+        except KeeperError as problem:
+            problems[one.path] = problem.message
     return problems
 
 
 def clean_safely(now: float) -> tuple[Leftover, ...]:
-    """Remove what nobody can want back, and return it; what the keeper does at its start. Blocks for a while."""
+    """Remove what nobody can want back, and return it. Blocks for a while.
+
+    The keeper does this once it has taken up its servers.
+    """
     found = tuple(one for one in leftovers(now) if one.kind in SAFE)
     problems = remove(found)
     return tuple(one for one in found if one.path not in problems)
@@ -267,6 +279,36 @@ def _cut_short(record: Record) -> tuple[float, float] | None:
         return record.launched_at - 0.1, (paths.server_dir(record.name) / "server.json").stat().st_mtime
     except OSError:
         return None
+
+
+def _ended_grants(now: float) -> Iterator[Leftover]:
+    """Find this user's grants in the machine's ledger that neither a keeper nor a shim holds."""
+    for path in paths.ledger_dir().glob("*.grant"):
+        one = _leftover(Kind.GRANT, path, "no process holds it")
+        if one is not None and now - one.changed_at >= SETTLED_S and _is_free(path):
+            yield one
+
+
+def _remove_grant(path: Path) -> None:
+    """Remove a grant that has ended; raises KeeperError where the ledger cannot be changed, OSError."""
+    with Ledger().changing():
+        if _is_free(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a file is this user's, and nobody holds its lock."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_uid == os.getuid()
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _each(kind: Kind, found: Iterable[Path], why: str) -> Iterator[Leftover]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ import pytest
 from backends import paths
 from backends.cleaning import Kind, clean_safely, leftovers, living_launches, remove
 from backends.keeper.record import Record, save
+from backends.ledger import Ledger
 from backends.processes.facts import current_boot_id
 from tui.headless.clean import clean, file_size
 
@@ -43,6 +45,7 @@ RECORD = Record(
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GPUBOX_HOME", str(tmp_path))
+    monkeypatch.setenv("GPUBOX_LEDGER", str(tmp_path / "ledger"))
     return tmp_path
 
 
@@ -225,6 +228,30 @@ def test_shared_memory_of_a_launch_that_was_cut_short_goes_and_no_other(cut_shor
         for file in (unused, used, later):
             Path("/dev/shm", file.name).unlink(missing_ok=True)
         used.close()
+
+
+def test_a_grant_goes_once_nobody_holds_it() -> None:
+    ledger = Ledger()
+    with ledger.changing():
+        ledger.grant("held", {"GPU-1": None})
+        (ended,) = ledger.grant("ended", {"GPU-2": None})
+    other = os.open(ended, os.O_RDONLY)
+    content = Path(ended).read_bytes()
+    ledger.release("ended")
+    os.close(other)
+    assert named() == set()
+    Path(ended).write_bytes(content)  # as a keeper leaves it that is killed
+    assert leftovers(time.time()) == ()
+    assert named(Kind.GRANT) == {Path(ended).name}
+    found = leftovers(time.time() + LATER_S)
+    holder = os.open(ended, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_SH)  # somebody took it meanwhile
+    assert remove(found) == {}
+    assert Path(ended).exists()
+    os.close(holder)
+    assert remove(found) == {}
+    assert not Path(ended).exists()
+    assert set(ledger.grants()) == {"GPU-1"}
 
 
 def test_the_keeper_takes_only_what_nobody_can_want_back() -> None:
