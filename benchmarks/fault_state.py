@@ -276,6 +276,24 @@ def clock_jumps(stage: Stage) -> float:
     return seconds()
 
 
+def clock_jumps_during_a_start(stage: Stage) -> float:
+    """The keeper's clock jumps a day ahead during a start that may take ten minutes: it goes on."""
+    clock = Clock(stage.home)
+    stage.kill_keeper()
+    with clock.in_new_processes():
+        stage.keeper()
+    try:
+        server = stage.begin(stage.profile(start=1.5) | {"start_timeout_s": 600.0})
+        until(lambda: stage.server(server.name).pid, "the engine runs")
+        clock.set(DAY_S)
+        with took() as seconds:
+            stage.comes_to(server.name, ServerState.READY, within_s=LIMIT_S)
+        stage.drop(server.name)
+    finally:
+        stage.kill_keeper()
+    return seconds()
+
+
 def _see_that_all_works(stage: Stage, victim: Victim) -> None:
     stage.comes_to(victim.name, ServerState.READY)
     until(lambda: not isinstance(stage.server(victim.name).metrics, Missing), "metrics come in", LIMIT_S)

@@ -85,6 +85,7 @@ FAULTS = (
     Fault("disk-log", "disk full while logging", state.disk_full_for_the_log),
     Fault("disk-state", "disk full for state files", state.disk_full_for_state, alone=True),
     Fault("clock", "a clock that jumps a day ahead, then two back", state.clock_jumps, alone=True, tries=10),
+    Fault("clock-start", "… a day ahead during a start", state.clock_jumps_during_a_start, alone=True, tries=5),
     Fault(
         "flood",
         f"{noise.FLOOD_LINES:,} lines as fast as they come",

@@ -15,6 +15,7 @@ BY_NAME = {fault.name: fault for fault in FAULTS}
 UNSOLVED = {
     "shim-killed": "the keeper judges as soon as the shim is dead, and does not wait for its guard: lost, no cause",
     "record-live": "a damaged server.json is set aside though its engine runs: no client is told of it any more",
+    "clock-start": "start_timeout_s is measured with the wall clock: a jump ahead ends the start",
     "facts-live": "with a damaged process.json the keeper takes a shim that lives for lost",
 }
 
