@@ -52,7 +52,8 @@ def _dead(stage: Stage, boot_id: str, pid: int) -> float:
     for process in supervisors:
         process.suspend()
     for process in everything:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # some end with those before them
+            process.kill()
     assert psutil.wait_procs(everything, timeout=PATIENCE_S)[1] == []
     _edit(_facts_path(victim), lambda facts: _forge(facts, boot_id, pid))
     with took() as seconds:
