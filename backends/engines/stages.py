@@ -85,11 +85,15 @@ _STEPS = (
 
 STEPS = stage_names(_STEPS)
 
+LONGEST_LINE = 2000
+"""Characters of a line that are looked at: some patterns take time by the square of its length."""
+
 
 def read_mark(line: str, signs: Sequence[Sign]) -> StageMark | None:
     """Return what `line` says of the start's stage, or None; of several progress states on a line the last counts."""
+    text = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} {line[-LONGEST_LINE // 2 :]}"
     for row in (*_STEPS, *signs):
-        states = list(row.pattern.finditer(line))
+        states = list(row.pattern.finditer(text))
         if states:
             groups = {name: value or "" for name, value in states[-1].groupdict().items()}
             fetched_s = groups.get("fetched_s")

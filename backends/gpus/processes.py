@@ -140,7 +140,7 @@ def user_of(pid: int) -> str:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """Join a command line, with `***` in place of the values of options such as `--api-key`."""
+    """Join a command line into one printable line, with `***` in place of the values of options such as `--api-key`."""
     shown: list[str] = []
     masking = False
     for word in words:
@@ -153,7 +153,8 @@ def command_line(words: Sequence[str]) -> str:
             masking = False
         else:
             shown.append("***" if masking else word)
-    return " ".join(shown).strip()
+    joined = "".join(letter if letter.isprintable() else " " for letter in " ".join(shown))
+    return " ".join(joined.split())
 
 
 def _exists(pid: int) -> bool:

@@ -13,7 +13,7 @@ from itertools import combinations
 
 from backends.errors import GpuBusyError, NoSuchGpuError, UsageError
 from backends.gpus.visibility import bound_by_environment
-from backends.snapshots import Gpu, GpuProcess, Grant, Missing
+from backends.snapshots import Gpu, GpuProcess, Grant, Missing, Owner
 
 GIB = 2**30
 MOST_GPUS = 16
@@ -321,8 +321,10 @@ def _unseen_bytes(gpu: Gpu) -> int:
 def people(processes: Sequence[GpuProcess]) -> str:
     """Name the first of some processes, its program and whose it is, and count the rest."""
     first, more = processes[0], len(processes) - 1
-    program = first.command.split(" ")[0].rpartition("/")[2] if "(" not in first.command else first.command
-    whose = f"server {first.server}" if first.is_ours else first.user
+    hidden = first.command.startswith("hidden (")
+    program = first.command if hidden else first.command.split(" ")[0].rpartition("/")[2]
+    left = f"orphan of {first.server}" if first.owner is Owner.ORPHAN else first.user
+    whose = f"server {first.server}" if first.is_ours else left
     return f"pid {first.pid} {program} ({whose})" + (f" and {more} more" if more else "")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends import paths
@@ -60,11 +61,16 @@ def shim_spec(
         "drop_lines_with": SCRAPE_MARK,
         "facts": str(record.facts_path),
         "progress": str(record.progress_path),
-        "locks": [str(paths.server_dir(record.name) / "shim.lock")],
+        "locks": [str(lock_path(record.name))],
         "grants": list(grants),
         "term_again_s": TERM_AGAIN_S,
         "kill_after_s": KILL_AFTER_S,
     }
+
+
+def lock_path(name: str) -> Path:
+    """Return the file that a server's shim holds locked for as long as it lives."""
+    return paths.server_dir(name) / "shim.lock"
 
 
 def launch_name(now: float) -> str:

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from backends import paths
-from backends.snapshots import Card, Exit, ModelKind, Server, ServerState, dump, load
+from backends.processes.facts import is_alive, read_facts
+from backends.snapshots import Card, Exit, Missing, ModelKind, Server, ServerState, dump, load
 
 if TYPE_CHECKING:
     from backends.engines.base import Engine
     from profiles.schema import Profile
 
 log = logging.getLogger(__name__)
+
+COPY = "record.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +92,16 @@ def first_state(record: Record) -> ServerState:
 
 def save(record: Record) -> None:
     """Write a record, whole or not at all; raises OSError."""
-    folder = paths.private(paths.server_dir(record.name))
-    path = folder / "server.json"
-    partial = folder / f".server.json.{os.getpid()}"
+    _write(record, paths.private(paths.server_dir(record.name)) / "server.json")
+
+
+def keep_copy(record: Record) -> None:
+    """Put a copy beside the launch, for the case that the record is damaged while its engine runs; raises OSError."""
+    _write(record, paths.private(record.folder) / COPY)
+
+
+def _write(record: Record, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(dump(record))
@@ -101,18 +111,43 @@ def save(record: Record) -> None:
 
 
 def read_all() -> list[Record]:
-    """Return every record that can be read; one that cannot is set aside as `server.json.broken`, and told."""
+    """Return every record that can be read; one that cannot is set aside as `server.json.broken`, and told.
+
+    Where the server runs, the copy that was made at its launch takes the record's place.
+    """
     records = []
-    for path in sorted(paths.server_dir("x").parent.glob("*/server.json")):
+    for folder in sorted(path for path in paths.server_dir("x").parent.glob("*") if path.is_dir()):
+        path = folder / "server.json"
         try:
-            record = load(Record, path.read_bytes())
-            if record.name != path.parent.name:
-                raise ValueError(f"it names the server {record.name!r}")
-            records.append(record)
+            if path.exists():
+                records.append(_read(path, folder.name))
+                continue
         except (OSError, ValueError, ValidationError) as problem:
             log.warning("%s cannot be used: %s", path, problem)
             path.rename(path.with_suffix(".json.broken"))
+        if (copy := _copy_of_what_runs(folder)) is not None:
+            log.warning("%s runs: it is taken up as it was launched", copy.name)
+            records.append(copy)
     return records
+
+
+def _read(path: Path, name: str) -> Record:
+    record = load(Record, path.read_bytes())
+    if record.name != name:
+        raise ValueError(f"it names the server {record.name!r}")
+    return record
+
+
+def _copy_of_what_runs(folder: Path) -> Record | None:
+    """Return the record that the newest launch was made from, where its shim lives."""
+    for path in sorted(folder.glob(f"*/{COPY}"), reverse=True)[:1]:
+        facts = read_facts(path.with_name("process.json"))
+        if not isinstance(facts, Missing) and is_alive(facts.shim):
+            try:
+                return _read(path, folder.name)
+            except (OSError, ValueError, ValidationError) as problem:
+                log.warning("%s cannot be used: %s", path, problem)
+    return None
 
 
 def ended_servers(records: list[Record]) -> tuple[Server, ...]:

@@ -19,14 +19,14 @@ from backends.errors import GpuboxError
 from backends.keeper.allocation import grant_again, indices_of
 from backends.keeper.ending import LONGEST_BACKOFF_S, Verdict, judge, next_attempt
 from backends.keeper.following import StartTimeoutError, follow_ready, follow_start
-from backends.keeper.launching import engine_environ, launch_name, readable, shim_spec, tidy
+from backends.keeper.launching import engine_environ, launch_name, lock_path, readable, shim_spec, tidy
 from backends.keeper.ports import choose_port
-from backends.keeper.record import Record, erase
+from backends.keeper.record import Record, erase, keep_copy
 from backends.keeper.subject import Subject
 from backends.keeper.surroundings import Surroundings
 from backends.keeper.turns import Turn, gate_path
 from backends.keeper.vitals import watch_vitals
-from backends.processes.facts import is_alive, open_pidfd
+from backends.processes.facts import ask_again, is_alive, open_pidfd
 from backends.processes.facts import signal as send_signal
 from backends.processes.launch import launch
 from backends.processes.logs import new_log_path
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.25
 SHIM_SPEAKS_S = 5.0
+GUARD_SPEAKS_S = 10.0
 
 
 class Supervisor:
@@ -157,8 +158,9 @@ class Supervisor:
             secrets = resolve_secrets(profile, record.environ)
             environ = engine_environ(record.environ, plan, profile, secrets, record.gpu_indices)
             self._subject.keep(oom_kills=await asyncio.to_thread(oom_kills, os.getpid()))
+            await asyncio.to_thread(keep_copy, self.record)
             if record.gated:
-                os.mkfifo(gate_path(paths.private(record.folder)), 0o600)
+                os.mkfifo(gate_path(record.folder), 0o600)
             await asyncio.to_thread(launch, shim_spec(record, profile, plan, environ, grants), record.folder)
             await asyncio.to_thread(tidy, record, profile.logs.keep)
         except (GpuboxError, OSError, ValueError) as problem:
@@ -184,8 +186,17 @@ class Supervisor:
         return files
 
     async def _await_shim(self) -> None:
-        """Give a shim that the keeper before us was just starting, when it died, the time to say so."""
-        while self._subject.facts() is None and time.time() - self.record.launched_at < SHIM_SPEAKS_S:  # noqa: ASYNC110
+        """Give a shim that the keeper before us was just starting, when it died, the time to say so.
+
+        Facts that cannot be read although the shim lives are asked for again.
+        """
+        if self._subject.facts() is None and await asyncio.to_thread(ask_again, lock_path(self.record.name)):
+            await self._facts_within(SHIM_SPEAKS_S)
+        await self._facts_within(SHIM_SPEAKS_S - (time.time() - self.record.launched_at))
+
+    async def _facts_within(self, limit_s: float) -> None:
+        deadline = time.monotonic() + min(limit_s, SHIM_SPEAKS_S)
+        while self._subject.facts() is None and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
 
     async def _attend(self) -> None:
@@ -194,6 +205,7 @@ class Supervisor:
         shim = facts.shim if facts else None
         descriptor = open_pidfd(shim) if shim else None
         if descriptor is None:
+            await self._await_guard()
             return
         if facts and facts.engine:
             self._subject.show(pid=facts.engine.pid)
@@ -206,6 +218,20 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await living
             self._turn.give_back()
+        await self._await_guard()
+
+    async def _await_guard(self) -> None:
+        """Wait for the guard of a shim that was killed: it ends the tree, and writes down how that went."""
+        facts = self._subject.facts()
+        descriptor = open_pidfd(facts.guard) if facts and facts.phase != "exited" else None
+        if descriptor is not None:
+            try:
+                async with asyncio.timeout(GUARD_SPEAKS_S):
+                    await readable(descriptor)
+            except TimeoutError:
+                log.warning("the guard of %s does not end", self.record.name)
+            finally:
+                os.close(descriptor)
 
     async def _live(self) -> None:
         try:

@@ -14,6 +14,9 @@ from backends.processes import procfs
 from backends.processes.spec import SCHEMA
 from backends.snapshots import Missing
 
+SHIM_NAME = "gpubox-shim"
+"""What the kernel calls a shim."""
+
 Phase = Literal["starting", "running", "stopping", "exited"]
 
 
@@ -134,6 +137,31 @@ def read_facts(path: Path) -> ProcessFacts | Missing:
         return Missing(f"{path}: {error.strerror}")
     except (ValueError, TypeError, KeyError) as error:
         return Missing(f"{path} is not a shim's record: {error!r}")
+
+
+def ask_again(lock: Path) -> bool:
+    """Ask the shim that holds a server's lock to write its facts anew; False where none holds it, or not to be found.
+
+    For facts that were damaged on disk. The kernel tells who holds a lock.
+    """
+    try:
+        inode = lock.stat().st_ino
+        rows = [row.split() for row in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return False
+    for row in rows:
+        if len(row) > 5 and row[1] == "FLOCK" and row[4].isdecimal() and row[5].rpartition(":")[2] == str(inode):
+            shim = identity_of(int(row[4]))
+            if shim is not None and _name(shim.pid) == SHIM_NAME:
+                return signal(shim, signals.SIGUSR1)
+    return False
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def read_progress(path: Path) -> Progress | None:

@@ -31,6 +31,7 @@ import json
 from backends.processes import procfs
 from backends.processes.guard import MESSAGE_LIMIT, Guard, drain, kill_tree, wake_on
 from backends.processes.lines import LINE_LIMIT, Lines
+from backends.processes.locks import hold, hold_shared
 from backends.processes.shm import SharedMemory
 from backends.processes.sink import Sink
 from backends.processes.spec import SCHEMA, read_spec, write_json
@@ -46,8 +47,6 @@ GUARD_KILLED = "guard was killed"
 LOG_CLOSE_S = 5.0
 DRAIN_LIMIT_S = 1.0
 FACTS_RETRY_S = 1.0
-GRANT_LIMIT_S = 2.0
-GRANT_LOOK_S = 0.02
 FACTS_TRIES = 10
 
 
@@ -127,9 +126,9 @@ class Shim:
     def __init__(self, spec: Spec, tell: int) -> None:
         """`tell` is the pipe to the command that started it."""
         self._spec, self._tell = spec, tell
-        self._locks = [*map(self._lock, spec["locks"]), *map(self._lock_shared, spec["grants"])]
+        self._locks = [*map(hold, spec["locks"]), *map(hold_shared, spec["grants"])]
         self._sink = Sink(spec["log"], spec["log_max_bytes"], spec["log_parts"], spec["progress"])
-        self._wake = wake_on(signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD)
+        self._wake = wake_on(signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCHLD)
         self._channel, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pipes = [os.pipe2(os.O_CLOEXEC) for _ in spec["steps"]]
         self._inputs = [reader for reader, _ in pipes]
@@ -191,6 +190,8 @@ class Shim:
                 self._stop("kill")
             elif signal.SIGTERM in signals:
                 self._stop("stop")
+            if signal.SIGUSR1 in signals:
+                self._write()
             if self._channel.fileno() in ready:
                 message = self._receive()
                 if message is None:
@@ -316,30 +317,6 @@ class Shim:
         except ConnectionError:
             data = b""
         return json.loads(data) if data else None
-
-    @staticmethod
-    def _lock(path: str) -> int:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{path} is locked by another process") from None
-        return fd
-
-    @staticmethod
-    def _lock_shared(path: str) -> int:
-        """Hold a grant of the ledger, beside the keeper; who asks whether it is held locks it for a moment."""
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        deadline = time.monotonic() + GRANT_LIMIT_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise OSError(f"{path} is locked by another process") from None
-                time.sleep(GRANT_LOOK_S)
-            else:
-                return fd
 
     def _unlock(self) -> None:
         """Free the locks, which the shim and the guard hold together."""

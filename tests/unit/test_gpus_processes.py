@@ -70,3 +70,8 @@ def test_a_zombie_keeps_its_name() -> None:
 @pytest.mark.parametrize("pid", [0, 2**22 + 1, 2**32 - 1])
 def test_a_pid_that_does_not_exist_here_is_another_containers(pid: int) -> None:
     assert describe(pid) == (ANOTHER_CONTAINER, "?")
+
+
+def test_a_command_line_is_one_printable_line() -> None:
+    program = "\nimport sys\n\tprint('\x1b[2J')\n"
+    assert command_line(["python", "-c", program]) == "python -c import sys print(' [2J')"

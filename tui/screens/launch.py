@@ -16,7 +16,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, Static
 
 from backends.errors import GpuboxError, UsageError
-from backends.snapshots import Box, Gpu, Missing, Snapshot, StartRequest
+from backends.snapshots import Box, Gpu, GpuProcess, Missing, Owner, Snapshot, StartRequest
 from tui.format import fit, gib, indices, plural, short_gpu_name, shown
 from tui.launching import Launchable, LaunchIntent
 from tui.themes import MEMORY_LEVELS, Palette, palette
@@ -274,8 +274,14 @@ def why_not(gpu: Gpu) -> str | None:
     return f"held by {gpu.holder}" if gpu.holder is not None else None
 
 
+def _named(process: GpuProcess) -> str:
+    if process.owner is Owner.ORPHAN:
+        return f"an orphan of {process.server}"
+    return f"{process.command} of {process.user}"
+
+
 def _company(gpu: Gpu) -> str:
     if isinstance(gpu.processes, Missing):
         return gpu.processes.reason
-    strangers = [f"{p.command} of {p.user}" for p in gpu.processes if not p.is_ours]
+    strangers = [_named(process) for process in gpu.processes if not process.is_ours]
     return "▲ " + ", ".join(strangers) if strangers else ""
