@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends import paths
-from backends.errors import KeeperError
+from backends.errors import GpuBusyError, KeeperError
+from backends.processes.locks import hold_shared
 from backends.snapshots import Grant
 
 LOCK_LIMIT_S = 10.0
@@ -94,13 +95,19 @@ class Ledger:
     def grant(self, server: str, memory: Mapping[str, int | None]) -> tuple[str, ...]:
         """Grant GPUs (bytes by UUID, None for all of one) to a server, instead of what it had; within `changing`.
 
-        Returns the files whose shared flock means that the grant is alive, for the shim. Raises OSError.
+        Returns the files whose shared flock means that the grant is alive, for the shim. Raises OSError, and
+        GpuBusyError where an earlier launch of the server has not let go yet.
         """
         self.release(server)
         files = []
         try:
             for uuid, memory_bytes in memory.items():
                 path = self._path(uuid, server)
+                if _is_held(path):
+                    raise GpuBusyError(
+                        f"an earlier launch of server {server} still holds GPU {uuid}",
+                        "wait for its end: gpubox status",
+                    )
                 path.unlink(missing_ok=True)
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 descriptor = os.open(path, flags, 0o644)
@@ -110,7 +117,7 @@ class Ledger:
                 content = {"schema": 1, "uuid": uuid, "server": server, "home": self._home, "bytes": memory_bytes}
                 os.write(descriptor, json.dumps(content).encode())
                 files.append(str(path))
-        except OSError:
+        except (OSError, GpuBusyError):
             self.release(server)
             raise
         return tuple(files)
@@ -121,9 +128,11 @@ class Ledger:
             path = self._path(uuid, server)
             if path not in self._held:
                 with contextlib.suppress(OSError):
-                    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                    self._held[path] = descriptor
-                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    self._held[path] = hold_shared(str(path))
+
+    def descriptors(self, server: str) -> tuple[int, ...]:
+        """Return what holds a server's grants, for its shim to inherit: then they are held without a gap."""
+        return tuple(self._held[Path(path)] for path in self.files(server))
 
     def files(self, server: str) -> tuple[str, ...]:
         """Return the files of the grants that are held for a server."""

@@ -15,7 +15,7 @@ from backends.keeper.scouting import Scout
 from backends.metrics.rates import MetricsTracker
 from backends.metrics.scrape import parse
 from backends.metrics.series import server_figures
-from backends.processes.facts import read_progress
+from backends.processes.facts import age_s, read_progress
 from backends.processes.logs import LogFollower
 from backends.snapshots import Missing, ServerState, StartProgress
 
@@ -46,6 +46,8 @@ async def follow_start(subject: Subject, http: EngineHttp) -> None:
     watch = StartWatch(subject.engine, record.launched_at, earlier)
     follower, scout = LogFollower(Path(record.log_path)), Scout(subject)
     next_probe = next_scouting = 0.0
+    facts = subject.facts()
+    begun = time.monotonic() - (age_s(facts.engine) if facts is not None and facts.engine is not None else 0.0)
     try:
         while subject.state is ServerState.STARTING:
             for line in await asyncio.to_thread(follower.poll):
@@ -64,7 +66,7 @@ async def follow_start(subject: Subject, http: EngineHttp) -> None:
                 next_probe = time.monotonic() + PROBE_S
                 if await _becomes_ready(subject, http, watch):
                     return
-            spent_s = watch.spent_s(time.time())
+            spent_s = time.monotonic() - begun
             if profile.start_timeout_s is not None and spent_s > profile.start_timeout_s:
                 raise StartTimeoutError(
                     f"not ready after {profile.start_timeout_s:g} s, which is its start_timeout_s"

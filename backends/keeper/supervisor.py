@@ -161,7 +161,8 @@ class Supervisor:
             await asyncio.to_thread(keep_copy, self.record)
             if record.gated:
                 os.mkfifo(gate_path(record.folder), 0o600)
-            await asyncio.to_thread(launch, shim_spec(record, profile, plan, environ, grants), record.folder)
+            spec, held = shim_spec(record, profile, plan, environ, grants), self._subject.around.ledger
+            await asyncio.to_thread(launch, spec, record.folder, inherited=held.descriptors(record.name))
             await asyncio.to_thread(tidy, record, profile.logs.keep)
         except (GpuboxError, OSError, ValueError) as problem:
             return str(problem)
@@ -190,12 +191,9 @@ class Supervisor:
 
         Facts that cannot be read although the shim lives are asked for again.
         """
-        if self._subject.facts() is None and await asyncio.to_thread(ask_again, lock_path(self.record.name)):
-            await self._facts_within(SHIM_SPEAKS_S)
-        await self._facts_within(SHIM_SPEAKS_S - (time.time() - self.record.launched_at))
-
-    async def _facts_within(self, limit_s: float) -> None:
-        deadline = time.monotonic() + min(limit_s, SHIM_SPEAKS_S)
+        if self._subject.facts() is None:
+            await asyncio.to_thread(ask_again, lock_path(self.record.name))
+        deadline = time.monotonic() + SHIM_SPEAKS_S
         while self._subject.facts() is None and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
 

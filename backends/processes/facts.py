@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal as signals
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -82,6 +83,11 @@ def is_alive(identity: Identity) -> bool:
         return False
     found = procfs.stat(identity.pid)
     return found is not None and found[2] == identity.start_ticks and found[0] not in "ZX"
+
+
+def age_s(identity: Identity) -> float:
+    """Return how long ago a process of this boot was started, by a clock that nobody can set."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - identity.start_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def open_pidfd(identity: Identity) -> int | None:

@@ -7,7 +7,7 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,10 +52,13 @@ def scope_prefix() -> tuple[str, ...]:
     return SCOPE if tried.returncode == 0 else ()
 
 
-def launch(spec: Spec | Mapping[str, Any], folder: Path, python: str = sys.executable) -> None:
+def launch(
+    spec: Spec | Mapping[str, Any], folder: Path, python: str = sys.executable, *, inherited: Sequence[int] = ()
+) -> None:
     """Write `spec` into `folder` (made with mode 0700) and start a shim for it; returns once its facts exist.
 
-    That the engine itself runs is not said: the facts tell. Raises StartFailedError with the reason in one line.
+    That the engine itself runs is not said: the facts tell. `inherited` are descriptors that hold what the shim is to
+    hold, so that it is held without a gap. Raises StartFailedError with the reason in one line.
     """
     path = private(folder) / "spec.json"
     name = spec["name"]
@@ -70,6 +73,7 @@ def launch(spec: Spec | Mapping[str, Any], folder: Path, python: str = sys.execu
             stderr=subprocess.PIPE,
             timeout=LAUNCH_LIMIT_S,
             check=False,
+            pass_fds=inherited,
         )
     except subprocess.TimeoutExpired:
         facts = read_facts(Path(spec["facts"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -36,3 +37,18 @@ def hold_shared(path: str) -> int:
             time.sleep(GRANT_LOOK_S)
         else:
             return fd
+
+
+def take_over(path: str) -> int:
+    """Hold a grant in place of the descriptors that the keeper handed down, lest an engine inherits them.
+
+    Raises OSError. A grant that is handed down outlives a keeper that dies before the shim can hold it itself.
+    """
+    fd = hold_shared(path)
+    file = os.fstat(fd)
+    for other in map(int, os.listdir("/proc/self/fd")):
+        if other != fd:
+            with contextlib.suppress(OSError):  # the listing's own is gone already
+                if os.path.samestat(os.fstat(other), file):
+                    os.close(other)
+    return fd

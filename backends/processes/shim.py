@@ -31,7 +31,7 @@ import json
 from backends.processes import procfs
 from backends.processes.guard import MESSAGE_LIMIT, Guard, drain, kill_tree, wake_on
 from backends.processes.lines import LINE_LIMIT, Lines
-from backends.processes.locks import hold, hold_shared
+from backends.processes.locks import hold, take_over
 from backends.processes.shm import SharedMemory
 from backends.processes.sink import Sink
 from backends.processes.spec import SCHEMA, read_spec, write_json
@@ -126,7 +126,7 @@ class Shim:
     def __init__(self, spec: Spec, tell: int) -> None:
         """`tell` is the pipe to the command that started it."""
         self._spec, self._tell = spec, tell
-        self._locks = [*map(hold, spec["locks"]), *map(hold_shared, spec["grants"])]
+        self._locks = [*map(hold, spec["locks"]), *map(take_over, spec["grants"])]
         self._sink = Sink(spec["log"], spec["log_max_bytes"], spec["log_parts"], spec["progress"])
         self._wake = wake_on(signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCHLD)
         self._channel, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

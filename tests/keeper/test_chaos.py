@@ -25,11 +25,6 @@ def test_no_gpu_has_two_owners_and_no_process_is_lost(
     assert chaos.done["start"] > 5
 
 
-@pytest.mark.xfail(
-    strict=False,  # a race: some tens of milliseconds wide
-    raises=AssertionError,
-    reason="until its shim holds the grant itself only the keeper does: one that is killed in between lets it go",
-)
 @pytest.mark.parametrize("after_s", [0.01, 0.02, 0.03])
 def test_a_keeper_killed_right_after_a_grant_does_not_let_it_go(
     after_s: float,
