@@ -123,10 +123,13 @@ class Ledger:
         return tuple(files)
 
     def take_up(self, server: str, uuids: tuple[str, ...]) -> None:
-        """Hold again the grants of a server that a keeper before this one has made, where they are still there."""
+        """Hold, beside its shim, the grants of a server that a keeper before this one has made.
+
+        One that nobody holds any more has ended with that keeper: somebody else may have been granted the GPU since.
+        """
         for uuid in uuids:
             path = self._path(uuid, server)
-            if path not in self._held:
+            if path not in self._held and _is_held(path):
                 with contextlib.suppress(OSError):
                     self._held[path] = hold_shared(str(path))
 

@@ -124,6 +124,18 @@ def test_what_a_shim_holds_outlives_its_keeper_and_is_taken_up_by_the_next(folde
         assert second.grants() == {}
 
 
+def test_a_grant_that_ended_with_its_keeper_is_not_taken_up(folder: Path) -> None:
+    first = Ledger(folder)
+    (file,) = granted(first, "mine", GPU_aaaa=None)
+    left = Path(file).read_bytes()
+    first.release("mine")
+    Path(file).write_bytes(left)
+    second = Ledger(folder)
+    second.take_up("mine", (GPU,))
+    assert second.files("mine") == ()
+    assert second.grants() == {}
+
+
 HELD_BY_SHIM = """
 import fcntl, os, sys
 fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_SH)
