@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from backends.snapshots import (
+    Card,
     Exit,
     Latency,
     Metrics,
@@ -63,6 +64,7 @@ class Life:
     pace: float = 2400.0
     load: float = 0.0
     fails_with: str | None = None
+    card: Card | None = None
     stop_asked_at: float | None = None
     stop_forced: bool = False
 
@@ -207,6 +209,7 @@ def server_at(life: Life, at: float) -> Server:
         max_model_len=life.max_model_len,
         exit=_exit_of(life, state, since) if ended else None,
         cause=life.fails_with if state is ServerState.FAILED else None,
+        card=life.card if state is ServerState.FAILED else None,
         progress=progress_at(life, at) if started or state is ServerState.READY else None,
         figures=figures_at(life, at),
         metrics=metrics_at(life, at),

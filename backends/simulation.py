@@ -25,12 +25,15 @@ from backends.simulated_servers import START_S, Life, load_at, log_lines, memory
 from backends.snapshots import (
     Box,
     BoxUpdate,
+    Card,
     Connection,
     Event,
     EventUpdate,
+    Evidence,
     KeeperInfo,
     ModelKind,
     Owner,
+    Remedy,
     Series,
     Server,
     ServerRemoved,
@@ -46,6 +49,16 @@ SERIES_S = 3600
 SERIES_EVERY_S = 10
 FIRST_PORT = 8000
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 1.02 GiB: the weights do not fit beside what the GPU holds"
+OUT_OF_MEMORY_CARD = Card(
+    cause="cuda-oom-at-load",
+    summary="out of GPU memory while the weights were loaded: 1.02 GiB more were asked for",
+    evidence=Evidence(9, f"torch.OutOfMemoryError: {OUT_OF_MEMORY}"),
+    remedies=(
+        Remedy("Split the model over 2 GPUs: tensor_parallel_size = 2", {"args.tensor_parallel_size": 2}),
+        Remedy("Serve a quantized variant of the model (AWQ, GPTQ, FP8): half its size, or a quarter", {}),
+    ),
+    frames=("vllm/model_executor/layers/linear.py:201 in create_weights",),
+)
 
 
 class SimulatedKeeper:
@@ -209,6 +222,7 @@ class SimulatedKeeper:
                     pace=pace,
                     load=load,
                     fails_with=failure,
+                    card=OUT_OF_MEMORY_CARD if failure else None,
                 )
 
     async def _run(self) -> None:

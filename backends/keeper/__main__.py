@@ -155,7 +155,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
         loop.add_signal_handler(number, end)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     servers.adopt_all()
-    watching = [asyncio.create_task(box.run(needed)), asyncio.create_task(foreign.run())]
+    watching = [asyncio.create_task(work) for work in (box.run(needed), foreign.run(), _tidy())]
     serving = asyncio.create_task(server.serve(sockets=[door]))
     _say_ready(ready_fd)
     log.info("the keeper listens; pid %d", os.getpid())
@@ -171,6 +171,17 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     await serving
     await asyncio.to_thread(history.close)
     log.info("the keeper ends")
+
+
+async def _tidy() -> None:
+    """Remove what dead launches have left: what `gpubox clean` removes of whatever age."""
+    from backends.cleaning import clean_safely
+
+    try:
+        if removed := await asyncio.to_thread(clean_safely, time.time()):
+            log.info("%d leftovers of earlier launches were removed", len(removed))
+    except Exception:
+        log.exception("leftovers cannot be removed")
 
 
 def _version() -> str:

@@ -12,6 +12,7 @@ from backends.snapshots import Gpu, Missing, Owner, Server, ServerState, Snapsho
 from tui.format import NOTHING, count, duration, fit, gib, indices, memory, percent, short_gpu_name, shown
 from tui.headless.output import table
 from tui.owners import SIGNS, owned, share_text, worth_telling
+from tui.progress import start_text, wedged_text
 
 WATCH_S = 1.0
 
@@ -139,10 +140,11 @@ def _server_row(server: Server, now: float) -> tuple[str, ...]:
 
 def state_text(server: Server, now: float) -> str:
     """Say a server's state with what it is at: 'starting · weights 33% · 0:12'."""
-    stage = server.stage
-    if server.state is ServerState.STARTING and stage is not None:
-        done = f" {percent(stage.progress)}" if stage.progress is not None else ""
-        return f"starting · {stage.name}{done} · {duration(now - stage.since)}"
+    if start := start_text(server, now):
+        wedged = wedged_text(server.progress) if server.progress is not None else ""
+        return f"starting · {wedged or start}"
+    if server.state is ServerState.QUEUED and server.stage is not None and server.stage.detail:
+        return f"queued · {server.stage.detail}"
     if server.state is ServerState.BACKOFF and server.retry_at:
         return f"backoff · again in {max(0.0, server.retry_at - now):.0f} s"
     return str(server.state)
