@@ -23,6 +23,8 @@ def _same_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
         ours = name.startswith("TEXTUAL") and not name.startswith("TEXTUAL_SNAPSHOT")
         if ours or name in ("NO_COLOR", "COLORTERM", "FORCE_COLOR"):
             monkeypatch.delenv(name)
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "GPUBOX_HOME"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TZ", "UTC")
     monkeypatch.setenv("HOME", str(tmp_path))
     time.tzset()
