@@ -9,12 +9,12 @@ from textual.pilot import Pilot
 
 from backends.errors import GpuBusyError
 from backends.simulation import SimulatedKeeper
-from backends.snapshots import ServerState, ServerUpdate, StartRequest
+from backends.snapshots import Grant, ServerState, ServerUpdate, StartRequest
 from profiles.store import Store
 from tests.tui.link import NOW, FakeLink, shown, simulated, until
 from tui.app import GpuboxApp
 from tui.launching import LaunchIntent
-from tui.screens.launch import LaunchScreen
+from tui.screens.launch import LaunchScreen, why_not
 
 
 async def open_sheet(pilot: Pilot[None], name: str) -> None:
@@ -232,3 +232,12 @@ async def test_a_simulated_server_starts_gets_ready_and_stops(store: Store) -> N
         await pilot.press("y")
         now = NOW + 70
         await until(pilot, lambda: "single stopped" in shown(pilot).splitlines()[0], "its end")
+
+
+def test_a_gpu_of_servers_that_share_can_be_had_by_one_that_shares() -> None:
+    free = next(gpu for gpu in simulated().box.gpus if gpu.holder is None)
+    shared = replace(free, grants=(Grant("a", "me", 1 << 30), Grant("b", "you", 1 << 30, ours=False)))
+    assert why_not(free) is None
+    assert why_not(shared) == "held by a, b of you"
+    assert why_not(shared, share=True) is None
+    assert why_not(replace(shared, grants=(Grant("a", "me"),)), share=True) == "held by a"

@@ -97,7 +97,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         else:
             picker.focus()
         self.watch(self.app, "snapshot", self._follow)
-        if (free := next((gpu.uuid for gpu in self._gpus if why_not(gpu) is None), None)) is not None:
+        if (free := next((gpu.uuid for gpu in self._gpus if self._why_not(gpu) is None), None)) is not None:
             picker.select(free)
 
     def on_resize(self) -> None:
@@ -138,7 +138,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         self._show_choice()
 
     def _row(self, gpu: Gpu, width: int, colours: Palette) -> tuple[Text, ...]:
-        refused = why_not(gpu)
+        refused = self._why_not(gpu)
         if refused is not None:
             box, note = Text(" ⊘ ", style=colours.dim), Text(fit(refused, width), style=colours.dim)
         else:
@@ -157,6 +157,9 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             ),
             note,
         )
+
+    def _why_not(self, gpu: Gpu) -> str | None:
+        return why_not(gpu, share=self._launchable.profile.share)
 
     def _chosen(self) -> tuple[str, ...]:
         ticked = tuple(str(gpu.index) for gpu in self._gpus if gpu.uuid in self._ticked)
@@ -189,7 +192,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
                 f"tick {plural(needed, 'GPU')} to see whether it fits", self._width, palette(self.app)
             )
             return
-        memory = tuple((gpu.uuid, why_not(gpu), _steps(gpu.memory_free_bytes)) for gpu in self._gpus)
+        memory = tuple((gpu.uuid, self._why_not(gpu), _steps(gpu.memory_free_bytes)) for gpu in self._gpus)
         if (state := (chosen, intent.sets, memory)) != self._reckoned:
             self._reckoned = state
             self.run_worker(self._reckon(intent, chosen, snapshot.box), name="fit", group="fit", exclusive=True)
@@ -220,7 +223,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         gpu = next((gpu for gpu in self._gpus if gpu.uuid == uuid), None)
         if gpu is None:
             return
-        if refused := why_not(gpu):
+        if refused := self._why_not(gpu):
             self.notify(refused, title=f"GPU {gpu.index} cannot be taken", severity="warning", markup=False)
             return
         self._ticked ^= {gpu.uuid}
@@ -267,11 +270,13 @@ def chosen_line(chosen: tuple[str, ...], needed: int, has_gpus: bool, colours: P
     return text
 
 
-def why_not(gpu: Gpu) -> str | None:
-    """Say why a GPU cannot be assigned, if so."""
+def why_not(gpu: Gpu, *, share: bool = False) -> str | None:
+    """Say why a GPU cannot be assigned, if so; to a profile that shares, one can be whose servers share, too."""
     if gpu.refusal is not None:
         return gpu.refusal
-    return f"held by {gpu.holder}" if gpu.holder is not None else None
+    if gpu.holder is None or (share and all(grant.memory_bytes is not None for grant in gpu.grants)):
+        return None
+    return f"held by {gpu.holder}"
 
 
 def _named(process: GpuProcess) -> str:
@@ -283,5 +288,6 @@ def _named(process: GpuProcess) -> str:
 def _company(gpu: Gpu) -> str:
     if isinstance(gpu.processes, Missing):
         return gpu.processes.reason
-    strangers = [_named(process) for process in gpu.processes if not process.is_ours]
-    return "▲ " + ", ".join(strangers) if strangers else ""
+    beside = [f"shared with {gpu.holder}"] if gpu.holder is not None else []
+    beside += [_named(process) for process in gpu.processes if not process.is_ours]
+    return "▲ " + ", ".join(beside) if beside else ""
