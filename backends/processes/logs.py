@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
 STAMP_LENGTH = 29
 POLL_BYTES = 1 << 20
+SEARCHES = 100
+"""So often a part that still has a name is looked for among names that are being moved."""
+
 _BLOCK = 65536
 _NAME_TIME = "%Y%m%d-%H%M%S"
 
@@ -143,18 +147,21 @@ class LogFollower:
 
     def _following(self, file: BinaryIO) -> BinaryIO | None:
         """Open the part after the one we have; None while ours is the newest, or the next is not there yet."""
-        while True:
+        for search in count():
             names = parts(self._path)
             if not names or names[-1] != self._path or _is(file, self._path):
                 return None
             # Where ours was dropped as too old, the oldest that is left comes next.
             own = next((at for at, name in enumerate(names) if _is(file, name)), -1)
+            if own < 0 and os.fstat(file.fileno()).st_nlink > 0 and search < SEARCHES:
+                continue  # It is there: the names moved past our search. (Or somebody gave it a name of his own.)
             following = _open(names[own + 1]) if own + 1 < len(names) else None
             if following is None:
                 continue
             if own < 0 or _is(file, names[own]):
                 return following
             following.close()  # The log was rotated in between: the names have moved.
+        return None
 
 
 def tail(path: Path, count: int) -> list[str]:

@@ -185,6 +185,40 @@ def test_a_follower_whose_part_was_dropped_goes_on_with_the_oldest(tmp_path: Pat
     follower.close()
 
 
+def test_a_part_whose_name_moves_while_it_is_looked_for_is_not_taken_for_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    path.write_text("0\n")
+    follower = LogFollower(path)
+    assert follower.poll() == ["0"]
+    (tmp_path / "log.2").write_text("old\n")
+    path.rename(tmp_path / "log.1")
+    path.write_text("1\n")
+    looks = []
+
+    def moved_once(file: object, name: Path) -> bool:
+        """As if the name had moved past the first search."""
+        looks.append(name)
+        return len(looks) > 3 and is_same(file, name)  # type: ignore[arg-type]
+
+    is_same = logs._is
+    monkeypatch.setattr(logs, "_is", moved_once)
+    assert follower.poll() == ["1"]
+    follower.close()
+
+
+def test_a_part_that_somebody_gave_a_name_of_his_own_is_left_for_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("0\n")
+    follower = LogFollower(path)
+    assert follower.poll() == ["0"]
+    path.rename(tmp_path / "kept")
+    path.write_text("1\n")
+    assert follower.poll() == ["1"]
+    follower.close()
+
+
 def test_readers_keep_up_with_a_writer_that_rotates(tmp_path: Path) -> None:
     path = tmp_path / "log"
     sink = Sink(str(path), 2000, 500, str(tmp_path / "progress"))
