@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from backends import paths
-from backends.snapshots import StageTime, StartFigures
+from backends.starts import StageTime, StartFigures
 
 if TYPE_CHECKING:
     from profiles.schema import Profile

@@ -11,20 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
-from backends.snapshots import (
-    Card,
-    Exit,
-    Latency,
-    Metrics,
-    Missing,
-    ModelKind,
-    Server,
-    ServerState,
-    Stage,
-    StageTime,
-    StartFigures,
-    StartProgress,
-)
+from backends.snapshots import Latency, Metrics, Missing, ModelKind, Server, ServerState
+from backends.starts import Card, Exit, Stage, StageTime, StartFigures, StartProgress
 
 START = (
     ("config", 4.0, ""),

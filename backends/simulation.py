@@ -25,15 +25,12 @@ from backends.simulated_servers import START_S, Life, load_at, log_lines, memory
 from backends.snapshots import (
     Box,
     BoxUpdate,
-    Card,
     Connection,
     Event,
     EventUpdate,
-    Evidence,
     KeeperInfo,
     ModelKind,
     Owner,
-    Remedy,
     Series,
     Server,
     ServerRemoved,
@@ -44,6 +41,7 @@ from backends.snapshots import (
     StartRequest,
     Update,
 )
+from backends.starts import Card, Evidence, Remedy
 
 SERIES_S = 3600
 SERIES_EVERY_S = 10

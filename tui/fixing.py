@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from backends.client import KeeperLink
 from backends.errors import ProfileError
-from backends.snapshots import Remedy, Server
+from backends.snapshots import Server
+from backends.starts import Remedy
 from tui.launching import profile_error
 
 if TYPE_CHECKING:

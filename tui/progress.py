@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from backends.snapshots import Server, ServerState, StageTime, StartFigures, StartProgress
+from backends.snapshots import Server, ServerState
+from backends.starts import StageTime, StartFigures, StartProgress
 from tui.format import clock_time, count, duration, memory, percent
 
 FEW_S = 8.0

@@ -21,7 +21,7 @@ from backends.diagnosis.remedies import remedies_for
 from backends.diagnosis.situation import Situation
 from backends.diagnosis.story import Story, tell
 from backends.diagnosis.tracebacks import Chain, Phase, Raised
-from backends.snapshots import Card, Evidence, Remedy
+from backends.starts import Card, Evidence, Remedy
 
 PORT_IN_USE = "port-in-use"
 UNKNOWN = "unknown"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.diagnosis.masking import masked
-from backends.snapshots import Card, Remedy, Server, StartRequest
+from backends.snapshots import Server, StartRequest
+from backends.starts import Card, Remedy
 
 if TYPE_CHECKING:
     from profiles.store import Store

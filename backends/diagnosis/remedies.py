@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from backends.diagnosis import remedies_flags, remedies_models
 from backends.diagnosis.situation import HIGHEST_UTILIZATION, Situation, advice, put
-from backends.snapshots import Remedy
+from backends.starts import Remedy
 
 Remedies = list[Remedy]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from backends.diagnosis.situation import Situation, advice, put, written
-from backends.snapshots import Remedy
+from backends.starts import Remedy
 
 Remedies = list[Remedy]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from backends.diagnosis.situation import Situation, advice, put
-from backends.snapshots import Remedy
+from backends.starts import Remedy
 
 Remedies = list[Remedy]
 

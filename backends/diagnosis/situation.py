@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backends.diagnosis.story import Story
-from backends.snapshots import Remedy
+from backends.starts import Remedy
 
 DEFAULT_UTILIZATION = 0.9
 DEFAULT_NUM_SEQS = 256

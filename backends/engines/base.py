@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from backends.snapshots import ModelKind, StageTime
+from backends.snapshots import ModelKind
+from backends.starts import StageTime
 
 if TYPE_CHECKING:
     from profiles.schema import Profile

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from backends.snapshots import StartFigures
+from backends.starts import StartFigures
 
 GIB = 1 << 30
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backends.engines.base import StageMark
-from backends.snapshots import Stage, StageTime
+from backends.starts import Stage, StageTime
 
 DOWNLOAD, WEIGHTS = "download", "weights"
 TURN = "turn"

@@ -13,7 +13,8 @@ from backends.fit.layout import model_context
 from backends.fit.rooms import Room
 from backends.fit.settings import Settings, read_settings
 from backends.fit.words import gib
-from backends.snapshots import Missing, Remedy, StartFigures
+from backends.snapshots import Missing
+from backends.starts import Remedy, StartFigures
 
 if TYPE_CHECKING:
     from profiles.schema import Profile

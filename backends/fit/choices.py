@@ -13,7 +13,8 @@ from backends.fit.estimate import Fit, estimate, without_cache
 from backends.fit.layout import heads
 from backends.fit.rooms import Room, freest, gpu_room, host_room, unknown_room
 from backends.fit.settings import read_settings
-from backends.snapshots import Box, Gpu, Missing, StartFigures
+from backends.snapshots import Box, Gpu, Missing
+from backends.starts import StartFigures
 
 if TYPE_CHECKING:
     from profiles.schema import Profile

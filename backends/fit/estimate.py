@@ -19,7 +19,8 @@ from backends.fit.overhead import Overhead, Step, cpu_overhead, gpu_overhead, st
 from backends.fit.rooms import Room
 from backends.fit.settings import Settings, read_settings
 from backends.fit.weights import weights_bytes
-from backends.snapshots import Missing, Remedy, StartFigures
+from backends.snapshots import Missing
+from backends.starts import Remedy, StartFigures
 
 if TYPE_CHECKING:
     from profiles.schema import Profile

@@ -14,7 +14,7 @@ from typing import Any
 
 from backends.fit.layout import hidden_size
 from backends.fit.settings import GIB, Settings
-from backends.snapshots import StartFigures
+from backends.starts import StartFigures
 
 NON_TORCH_BYTES = GIB // 4
 """Communication buffers and the like; an H200 logged 0.22 GiB alone, 0.07 GiB on each of two."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from backends.diagnosis.card import PORT_IN_USE, cause_line, diagnose
 from backends.diagnosis.ended import how_it_ended
 from backends.processes.facts import ProcessFacts
-from backends.snapshots import Card, Exit, ServerState
+from backends.snapshots import ServerState
+from backends.starts import Card, Exit
 
 if TYPE_CHECKING:
     from backends.keeper.record import Record

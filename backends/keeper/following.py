@@ -17,7 +17,8 @@ from backends.metrics.scrape import parse
 from backends.metrics.series import server_figures
 from backends.processes.facts import age_s, read_progress
 from backends.processes.logs import LogFollower
-from backends.snapshots import Missing, ServerState, StartProgress
+from backends.snapshots import Missing, ServerState
+from backends.starts import StartProgress
 
 if TYPE_CHECKING:
     from backends.engines.http import EngineHttp

@@ -34,8 +34,8 @@ from backends.snapshots import (
     ServerRemoved,
     ServerState,
     ServerUpdate,
-    Stage,
 )
+from backends.starts import Stage
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from backends.engines.figures import FigureReader
 from backends.engines.stages import STEPS, TURN, StageTracker
 from backends.processes.logs import split_stamp
-from backends.snapshots import Stage, StageTime, StartFigures, StartProgress
+from backends.starts import Stage, StageTime, StartFigures, StartProgress
 
 if TYPE_CHECKING:
     from backends.engines.base import Engine, StageMark

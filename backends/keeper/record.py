@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from backends import paths
 from backends.processes.facts import is_alive, read_facts
-from backends.snapshots import Card, Exit, Missing, ModelKind, Server, ServerState, dump, load
+from backends.snapshots import Missing, ModelKind, Server, ServerState, dump, load
+from backends.starts import Card, Exit
 
 if TYPE_CHECKING:
     from backends.engines.base import Engine

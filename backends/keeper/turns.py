@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.engines.base import Step
-from backends.snapshots import Missing, ServerState, Stage
+from backends.snapshots import Missing, ServerState
+from backends.starts import Stage
 
 if TYPE_CHECKING:
     from backends.keeper.subject import Subject

@@ -20,7 +20,7 @@ from backends.fit.checkpoint import read_checkpoint
 from backends.fit.estimate import Fit, Verdict, estimate
 from backends.fit.rooms import host_room
 from backends.gpus.host import HostReader
-from backends.snapshots import StartFigures
+from backends.starts import StartFigures
 from profiles.schema import Profile
 from tests.unit.fit_models import GIB, QWEN_7B, profile_of, write_model
 

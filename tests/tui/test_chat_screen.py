@@ -19,7 +19,8 @@ from textual.pilot import Pilot
 from textual.widgets import Markdown, Static
 
 from backends.simulation import SimulatedKeeper
-from backends.snapshots import Connection, ModelKind, Server, ServerState, Snapshot, SnapshotUpdate, Stage, Update
+from backends.snapshots import Connection, ModelKind, Server, ServerState, Snapshot, SnapshotUpdate, Update
+from backends.starts import Stage
 from tui.app import GpuboxApp
 from tui.widgets.chat_exchange import ExchangeView
 from tui.widgets.chat_input import ChatInput

@@ -14,7 +14,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
 from backends.simulation import SimulatedKeeper
-from backends.snapshots import Server, ServerState, Snapshot, SnapshotUpdate, Stage, Update
+from backends.snapshots import Server, ServerState, Snapshot, SnapshotUpdate, Update
+from backends.starts import Stage
 from tui.app import GpuboxApp
 from tui.widgets.log_view import LogView
 

@@ -8,7 +8,8 @@ import pytest
 from textual.pilot import Pilot
 
 from backends.errors import ConflictError
-from backends.snapshots import Event, EventUpdate, Missing, ServerState, ServerUpdate, Stage
+from backends.snapshots import Event, EventUpdate, Missing, ServerState, ServerUpdate
+from backends.starts import Stage
 from profiles.store import Store
 from tests.tui.link import NOW, FakeLink, shown, until
 from tui.app import GpuboxApp

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from backends.snapshots import Server, ServerState, ServerUpdate, Stage, StageTime, StartFigures, StartProgress
+from backends.snapshots import Server, ServerState, ServerUpdate
+from backends.starts import Stage, StageTime, StartFigures, StartProgress
 from tests.tui.link import NOW, FakeLink, shown, until
 from tui.app import GpuboxApp
 from tui.format import clock_time

@@ -13,7 +13,7 @@ import pytest
 
 from backends.diagnosis.card import cause_line, diagnose, examine
 from backends.processes.facts import StepExit
-from backends.snapshots import Card
+from backends.starts import Card
 
 LOGS = Path(__file__).parent.parent / "data" / "logs"
 

@@ -11,7 +11,7 @@ from backends.engines.base import StageMark
 from backends.engines.figures import read_figures
 from backends.engines.registry import engine_named
 from backends.engines.stages import StageTracker
-from backends.snapshots import StageTime, StartFigures
+from backends.starts import StageTime, StartFigures
 
 LOGS = Path(__file__).parent.parent / "data" / "logs"
 GIB = 1 << 30

@@ -16,7 +16,7 @@ from backends.fit.choices import choices_of, installed_version
 from backends.fit.estimate import Verdict
 from backends.records import Launch, Records, fingerprint
 from backends.simulation import SimulatedKeeper
-from backends.snapshots import StartFigures
+from backends.starts import StartFigures
 from tests.unit.fit_models import GIB, QWEN_7B, profile_of, write_model
 
 BOX = SimulatedKeeper("8xH200", clock=lambda: 1_790_000_000.0).snapshot().box

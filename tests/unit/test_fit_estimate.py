@@ -17,7 +17,8 @@ from backends.fit.bars import parts_of
 from backends.fit.checkpoint import read_checkpoint
 from backends.fit.estimate import Fit, Verdict, estimate, reservation_bytes
 from backends.fit.rooms import Room, freest, gpu_room, host_room, unknown_room
-from backends.snapshots import Gpu, Grant, Host, Missing, Owner, Share, StartFigures, dump, load
+from backends.snapshots import Gpu, Grant, Host, Missing, Owner, Share, dump, load
+from backends.starts import StartFigures
 from profiles.schema import Profile
 from tests.unit.fit_models import GIB, QWEN_7B, profile_of, write_model
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from backends.records import MIGRATIONS, Launch, Records, fingerprint
-from backends.snapshots import StageTime, StartFigures
+from backends.starts import StageTime, StartFigures
 from profiles.schema import Profile, parse_profile
 
 GIB = 1 << 30

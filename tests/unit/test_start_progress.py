@@ -12,7 +12,7 @@ from backends.engines.base import StageMark
 from backends.engines.registry import engine_named
 from backends.keeper.progress import WEDGED_AFTER_S, Activity, StartWatch, Stillness
 from backends.records import Launch
-from backends.snapshots import StageTime
+from backends.starts import StageTime
 
 BEGUN = 1_790_000_000.0
 VLLM = engine_named("vllm")

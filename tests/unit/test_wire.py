@@ -19,10 +19,10 @@ from backends.snapshots import (
     ServerUpdate,
     Snapshot,
     SnapshotUpdate,
-    Stage,
     Update,
     dump,
 )
+from backends.starts import Stage
 from backends.wire import WireError, read_as
 from tests.unit.test_handover import SERVER
 from tests.unit.test_keeper_parts import BOX

@@ -12,7 +12,8 @@ from backends import paths
 from backends.client import KeeperClient
 from backends.errors import GpuboxError, NoSuchServerError
 from backends.processes.logs import log_starts
-from backends.snapshots import Card, Missing, Server
+from backends.snapshots import Missing, Server
+from backends.starts import Card
 from tui.headless.output import say
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from backends.client import ensure_keeper
 from backends.errors import ConflictError, GpuboxError, NoSuchServerError, ProfileError, UsageError
-from backends.snapshots import Card, Remedy, Server, ServerState
+from backends.snapshots import Server, ServerState
+from backends.starts import Card, Remedy
 from tui.headless.launch import Wishes, attend_start
 from tui.headless.output import say
 from tui.launching import profile_error

@@ -17,16 +17,8 @@ from backends.client import AsyncKeeper, ensure_keeper
 from backends.errors import GpuboxError, KeeperError, StartFailedError, WaitOverError
 from backends.handover import handover
 from backends.processes.logs import LogFollower
-from backends.snapshots import (
-    Server,
-    ServerRemoved,
-    ServerState,
-    ServerUpdate,
-    SnapshotUpdate,
-    StageTime,
-    StartProgress,
-    StartRequest,
-)
+from backends.snapshots import Server, ServerRemoved, ServerState, ServerUpdate, SnapshotUpdate, StartRequest
+from backends.starts import StageTime, StartProgress
 from tui.format import clock_time, fit, indices
 from tui.headless.output import complain, say
 from tui.progress import figures_text, start_text, took_text, wedged_text

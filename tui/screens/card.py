@@ -14,7 +14,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, OptionList, Static
 
 from backends.diagnosis.fix import Fix
-from backends.snapshots import Card, Server
+from backends.snapshots import Server
+from backends.starts import Card
 from tui.fixing import Choice
 from tui.themes import palette
 from tui.widgets.crash_card import card_text, diff_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from backends.snapshots import Card
+from backends.starts import Card
 from tui.format import fit
 from tui.themes import Palette
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from backends.snapshots import Exit, Metrics, Missing, Server, ServerState
+from backends.snapshots import Metrics, Missing, Server, ServerState
+from backends.starts import Exit
 from tui.format import count, duration, fit_path, indices, moment, percent, plural, shown
 from tui.progress import figures_text, stages_text, start_text, wedged_text
 from tui.themes import Palette

@@ -7,7 +7,8 @@ from typing import ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 
-from backends.snapshots import Metrics, Missing, Server, ServerState, Snapshot, StartProgress
+from backends.snapshots import Metrics, Missing, Server, ServerState, Snapshot
+from backends.starts import StartProgress
 from tui.format import NOTHING, count, duration, fit, indices, percent, shown
 from tui.progress import left_short
 from tui.themes import MEMORY_LEVELS, STATES, Palette, palette
