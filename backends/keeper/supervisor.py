@@ -73,7 +73,7 @@ class Supervisor:
     def adopt(self) -> None:
         """Follow an engine that a keeper before this one has launched, and end it where that one was to."""
         self._task = asyncio.create_task(self._run(adopted=True), name=f"server {self.record.name}")
-        if not self.record.wanted:
+        if not self.record.wanted and not self.record.ended:
             self._end(again=self.record.again, force=False)
 
     def stop(self, *, force: bool = False) -> None:

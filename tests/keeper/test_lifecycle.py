@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -135,6 +136,18 @@ def test_a_failed_start_names_the_root_cause(box: Box) -> None:
     box.start(fake_profile(fail="the model is haunted"))
     failed = box.until(ServerState.FAILED)
     assert failed.cause == "ValueError: the model is haunted (exit code 1)"
+
+
+def test_a_keeper_killed_between_the_stop_and_the_start_of_a_restart_is_followed_by_one_that_starts(box: Box) -> None:
+    box.start(fake_profile())
+    box.until(ServerState.READY)
+    box.client.stop("fake", force=True)
+    box.until(ServerState.STOPPED)
+    kill_and_wait(box.keeper_pids()[0])
+    path = paths.server_dir("fake") / "server.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"again": True, "wanted": False}))
+    ensure_keeper(box.client)
+    assert box.until(ServerState.READY).attempt == 0
 
 
 def test_the_death_of_an_engine_core_is_seen_at_once_and_ends_the_server(box: Box) -> None:
