@@ -120,3 +120,12 @@ def test_diagnose_needs_no_keeper(box: Box) -> None:
     told = json.loads(box.gpubox("diagnose", "fake", "--json").stdout)
     assert told["cause"] == "kv-cache-too-small"
     assert told["remedies"][0]["set"] == {"args.max_model_len": 6496}
+
+
+def test_a_server_that_was_stopped_as_asked_has_no_failure(box: Box) -> None:
+    box.start(fake_profile())
+    box.until(ServerState.READY)
+    box.client.stop("fake")
+    box.until(ServerState.STOPPED)
+    assert box.gpubox("diagnose", "fake").stdout.startswith("none: its log tells of no failure")
+    assert json.loads(box.gpubox("diagnose", "fake", "--json").stdout)["remedies"] == []

@@ -37,8 +37,9 @@ def diagnose(target: str, *, json: bool) -> int:
     if not path.is_file():
         server, profile, known = _known_of(target)
         path = _log_of(target, server)
+    end = server.exit if server is not None else None
     try:
-        found = examine(path, server.exit if server else None, profile, **known)
+        found = examine(path, None if end is None or end.asked else end, profile, **known)
     except OSError as problem:
         raise GpuboxError(f"{path} cannot be read: {problem.strerror}") from None
     if json:
