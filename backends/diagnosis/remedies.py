@@ -120,7 +120,8 @@ def _oom_at_load(it: Situation) -> Remedies:
         out = int(it.number("cpu_offload_gb", 0))
         missing = size / it.ranks - it.utilization * total + 4 if size and total else 4.0
         wanted = out + max(2, math.ceil(missing))
-        found.append(put(f"Keep {wanted} GiB of the weights in the host's memory (slower; not every version heeds it)", cpu_offload_gb=wanted))
+        text = f"Keep {wanted} GiB of the weights in the host's memory (slower; not every version heeds it)"
+        found.append(put(text, cpu_offload_gb=wanted))
     return found + _smaller_weights(it)
 
 
