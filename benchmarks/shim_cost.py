@@ -140,7 +140,7 @@ def _unrotated(folder: Path) -> Path:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="benchmarks.shim_cost", description=__doc__)
-    parser.add_argument("--lines", type=int, default=500_000)
+    parser.add_argument("--lines", type=int, default=300_000)
     parser.add_argument("--rounds", type=int, default=3, help="the median of so many is shown")
     parser.add_argument("--peer-path", type=Path, action="append", default=[], metavar="DIR", help="look there, too")
     given = parser.parse_args()
