@@ -77,10 +77,8 @@ FAULTS = (
     Fault("reboot", "state of another boot", state.rebooted, alone=True),
     Fault("pids-reused", "a dead server's pids are others' now", state.pids_reused, alone=True),
     Fault("record-damaged", "half a record of an ended server", state.record_damaged, alone=True),
-    Fault("record-live", "half a record of a running server", state.record_damaged_while_it_runs, alone=True, tries=5),
-    Fault(
-        "facts-live", "half a process.json of a running server", state.facts_damaged_while_it_runs, alone=True, tries=5
-    ),
+    Fault("record-live", "half a record of a running server", state.record_damaged_while_it_runs, alone=True),
+    Fault("facts-live", "half a process.json of a running server", state.facts_damaged_while_it_runs, alone=True),
     Fault("profiles", "a profile folder that cannot be read", state.profiles_unreadable, alone=True),
     Fault("disk-log", "disk full while logging", state.disk_full_for_the_log),
     Fault("disk-state", "disk full for state files", state.disk_full_for_state, alone=True),
@@ -99,7 +97,7 @@ FAULTS = (
         noise.engine_says([noise.NOISE, "exit:0"], noise.clean_text),
     ),
     Fault("metrics-garbled", "metrics page garbled", noise.metrics("garbled"), alone=True, tries=5),
-    Fault("metrics-truncated", "metrics page truncated", noise.metrics("truncated"), alone=True, tries=10),
+    Fault("metrics-truncated", "metrics page truncated", noise.metrics("truncated"), alone=True),
     Fault("metrics-slow", "metrics page that trickles in", noise.metrics("slow"), alone=True, tries=5),
     Fault("metrics-silent", "metrics page that never comes", noise.metrics("silent"), alone=True, tries=5),
     Fault("metrics-huge", "metrics page of 50 MB", noise.metrics("huge"), alone=True, tries=10),
