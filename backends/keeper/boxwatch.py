@@ -56,11 +56,11 @@ class BoxWatch:
         self._told: frozenset[tuple[int, int]] = frozenset()
 
     async def box(self) -> Box:
-        """Return the newest reading, taking one where there is none from the last moment."""
+        """Return the newest reading, taking one where there is none from the last moment; who holds what is of now."""
         newest = self._newest
         if newest is None or asyncio.get_running_loop().time() - self._read_at > EVERY_S + FRESH_S:
             return await self.fresh()
-        return newest
+        return _with_grants(newest, self._grants())
 
     async def fresh(self) -> Box:
         """Take a reading now."""
@@ -145,5 +145,8 @@ def _told_orphans(server: str, orphans: Sequence[Orphan], now: float) -> Event:
 
 
 def _with_owners(box: Box, servers: Path, grants: Grants, roots: Mapping[int, str]) -> Box:
-    box = attributed(box, Origins(servers, roots))
+    return _with_grants(attributed(box, Origins(servers, roots)), grants)
+
+
+def _with_grants(box: Box, grants: Grants) -> Box:
     return replace(box, gpus=tuple(replace(gpu, grants=grants.get(gpu.uuid, ())) for gpu in box.gpus))
