@@ -40,10 +40,12 @@ PANELS: dict[str, tuple[str, Callable[[], Screen[Any]]]] = {
     "logs": ("Logs", partial(_screen, "logs", "LogsScreen")),
     "chat": ("Chat", partial(_screen, "chat", "ChatScreen")),
     "metrics": ("Metrics", partial(_screen, "metrics", "MetricsScreen")),
+    "runs": ("Runs", partial(_screen, "runs", "RunsScreen")),
+    "profiles": ("Profiles", partial(_screen, "profiles", "ProfilesScreen")),
 }
-"""The modes in the order of their keys 1–5; a screen's module is imported when its mode is first shown."""
+"""The modes in the order of their keys 1–7; a screen's module is imported when its mode is first shown."""
 
-MODES_TOOLTIP = ", ".join(title for title, _ in PANELS.values()) + " (F1–F5 while typing)"
+MODES_TOOLTIP = ", ".join(title for title, _ in PANELS.values()) + " (F1–F7 while typing)"
 SELECT_TOOLTIP = "Select the previous or the next server"
 QUIET = frozenset({"started"})
 """Events that the servers screen shows anyway."""

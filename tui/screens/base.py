@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Footer
 
@@ -25,6 +26,9 @@ class GpuboxScreen(Screen[None]):
     """
 
     CHANGES: ClassVar[frozenset[str]] = frozenset()
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("i", "explain", "Explain", show=False, id="screen.explain", tooltip="What the figures here mean"),
+    ]
 
     @property
     def gpubox(self) -> GpuboxApp:
@@ -55,7 +59,20 @@ class GpuboxScreen(Screen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer what changes nothing, and all else unless the screen is read-only."""
+        if action == "explain":
+            return bool(self.explained())
         return not (self.gpubox.readonly and action in self.CHANGES)
+
+    def explained(self) -> tuple[str, ...]:
+        """Return the keys in `tui.explain.EXPLANATIONS` of the figures on screen, the one under the cursor first."""
+        return ()
+
+    def action_explain(self) -> None:
+        """Say what the figures on screen mean, and what drives them."""
+        if figures := self.explained():
+            from tui.screens.explain import ExplainScreen
+
+            self.app.push_screen(ExplainScreen(figures))
 
     def _changed(self) -> None:
         if self.is_current and self.gpubox.snapshot is not None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BRAND = " gpubox "
 SIMULATED = " SIMULATED "
 READ_ONLY = " READ-ONLY "
+ROOMY_CELLS = 100
+"""From here on tabs stand apart, and the box has its name on the line."""
 
 
 class StatusBar(Vertical):
@@ -92,7 +94,7 @@ def status_line(app: GpuboxApp, width: int, colours: Palette) -> Text:
     host = f"{snapshot.box.host.hostname} " if snapshot else ""
     server = next((s for s in app.servers if s.name == app.selected), None)
     right = _selected(server, app.now(), colours, room - len(host) - 3) if server else Text()
-    if room - len(host) - right.cell_len >= 3 and width >= 100:
+    if room - len(host) - right.cell_len >= 3 and width >= ROOMY_CELLS:
         tabs.append(f"  {host}", style=colours.text)
         room -= len(host) + 2
     elif server is not None:
@@ -103,7 +105,8 @@ def status_line(app: GpuboxApp, width: int, colours: Palette) -> Text:
 
 
 def _tabs(app: GpuboxApp) -> dict[str, str]:
-    return {mode: f" {number} {title} " for number, (mode, (title, _)) in enumerate(app.PANELS.items(), start=1)}
+    end = " " if app.size.width >= ROOMY_CELLS else ""
+    return {mode: f" {number} {title}{end}" for number, (mode, (title, _)) in enumerate(app.PANELS.items(), start=1)}
 
 
 def _selected(server: Server, now: float, colours: Palette, room: int) -> Text:
