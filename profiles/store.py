@@ -148,7 +148,12 @@ def read_profile(path: Path, origin: Origin) -> LoadedProfile:
     except UnicodeDecodeError as problem:
         raise _refused(str(path), f"is not UTF-8 (byte {problem.start})", "save it as UTF-8") from None
     profile, data = parse_text(text, path)
-    return LoadedProfile(profile, data, path, origin, text, hashlib.sha256(content).hexdigest())
+    return LoadedProfile(profile, data, path, origin, text, digest_of(text))
+
+
+def digest_of(text: str) -> str:
+    """Return the SHA-256 of a profile's text, as hex: two files say the same where it is the same."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_text(text: str, path: Path) -> tuple[Profile, dict[str, Any]]:
