@@ -13,106 +13,19 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
+from backends.gpu_readings import EccErrors as EccErrors
+from backends.gpu_readings import Gpu as Gpu
+from backends.gpu_readings import GpuProcess as GpuProcess
+from backends.gpu_readings import Grant as Grant
+from backends.gpu_readings import Missing as Missing
+from backends.gpu_readings import Owner as Owner
+from backends.gpu_readings import Share as Share
+from backends.gpu_readings import Xid as Xid
 from backends.starts import Card, Exit, Stage, StartFigures, StartProgress
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """A reading that could not be had, and why."""
-
-    reason: str
-
-
-class Owner(StrEnum):
-    """Whose memory on a GPU is."""
-
-    SERVER = "server"
-    RUN = "run"
-    FOREIGN = "foreign"
-    ORPHAN = "orphan"
-    UNATTRIBUTED = "unattributed"
-
-
-@dataclass(frozen=True, slots=True)
-class GpuProcess:
-    """A process that holds memory on a GPU; `server` names the server of ours that it belongs to, or was left by.
-
-    `start_ticks` tells it from any other process of that pid; None where it cannot be seen from here. `note` says what
-    is odd about it.
-    """
-
-    pid: int
-    command: str
-    user: str
-    memory_bytes: int | Missing
-    kind: Literal["compute", "graphics"] = "compute"
-    server: str | None = None
-    owner: Owner = Owner.FOREIGN
-    start_ticks: int | None = None
-    note: str = ""
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether a live server or run of ours has it; an orphan is nobody's to count on."""
-        return self.owner in (Owner.SERVER, Owner.RUN)
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A part of a GPU's memory in use, and whose it is: `who` names the server, or the user and the program."""
-
-    owner: Owner
-    who: str
-    memory_bytes: int | Missing
-    pids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What the machine's ledger grants of a GPU to a server; `memory_bytes` None is all of it.
-
-    `ours` tells the servers of this keeper from those of other users or homes.
-    """
-
-    server: str
-    user: str
-    memory_bytes: int | None = None
-    ours: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU at one moment; `refusal` says why it may not be assigned, `grants` to which servers it is assigned.
-
-    `shares` are the parts of the memory in use, the largest first; they sum up to `memory_used_bytes`. `nvlink` and
-    `same_node` are the UUIDs of the GPUs that it is linked to, and that hang on its NUMA node.
-    """
-
-    index: int
-    uuid: str
-    name: str
-    memory_total_bytes: int | Missing
-    memory_used_bytes: int | Missing
-    memory_free_bytes: int | Missing
-    utilization: float | Missing
-    temperature_c: int | Missing
-    power_w: float | Missing
-    power_limit_w: float | Missing
-    processes: tuple[GpuProcess, ...] | Missing
-    mig: bool = False
-    refusal: str | None = None
-    grants: tuple[Grant, ...] = ()
-    shares: tuple[Share, ...] = ()
-    nvlink: tuple[str, ...] = ()
-    same_node: tuple[str, ...] = ()
-
-    @property
-    def holder(self) -> str | None:
-        """Which servers it is assigned to, those of other users with the user's name; None where it is free."""
-        names = [grant.server if grant.ours else f"{grant.server} of {grant.user}" for grant in self.grants]
-        return ", ".join(names) or None
+NOT_SCRAPED = Missing("not scraped yet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +133,8 @@ class Server:
     """One instance of a profile, as the keeper knows it; `gpus` holds UUIDs, empty on the CPU.
 
     `progress` is that of a start, `figures` what its log told, `card` why it failed. Where `foreign` is set, gpubox
-    only found it running. `why` says why it got these GPUs, `warnings` what to be careful about on them.
+    only found it running. `why` says why it got these GPUs, `warnings` what to be careful about on them;
+    `profile_digest` is the SHA-256 of its profile's file as it was started, in hex.
     """
 
     name: str
@@ -253,7 +167,8 @@ class Server:
     figures: StartFigures | None = None
     card: Card | None = None
     foreign: Foreign | None = None
-    metrics: Metrics | Missing = Missing("not scraped yet")
+    metrics: Metrics | Missing = NOT_SCRAPED
+    profile_digest: str | None = None
 
     @property
     def address(self) -> str:
@@ -344,7 +259,8 @@ class StartRequest:
 
     `gpus` is `auto`, `cpu`, or a tuple of indices or UUID prefixes; None takes what the profile says. `environ` is the
     environment of whoever asks: the engine is started in it, and its CUDA_VISIBLE_DEVICES bounds what may be assigned.
-    `port` 0 asks for any free one; None takes what the profile says.
+    `port` 0 asks for any free one; None takes what the profile says. `profile_digest` is the SHA-256 of the text of the
+    file that the profile was read from, in hex; None where there is no such file.
     """
 
     profile: dict[str, Any]
@@ -352,6 +268,7 @@ class StartRequest:
     name: str | None = None
     gpus: tuple[str, ...] | None = None
     port: int | None = None
+    profile_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

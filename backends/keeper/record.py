@@ -36,7 +36,7 @@ class Record:
     `asked_port` is what was asked for over the profile's port, as in StartRequest; `again` says that a launch that is
     not `wanted` any more is to be followed by another, `retry_at` when one that failed is. `reserved` is what the
     ledger grants, bytes by the GPU's UUID (None: all of it); `gated` says that the start waits for its turn,
-    `oom_kills` how often the kernel had killed for want of memory before it.
+    `oom_kills` how often the kernel had killed for want of memory before it. `profile_digest` is as in StartRequest.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Record:
     exit: Exit | None = None
     cause: str | None = None
     ended: bool = False
+    profile_digest: str | None = None
     schema: int = 1
 
     @property
@@ -202,4 +203,5 @@ def server_of(record: Record, profile: Profile, engine: Engine, state: ServerSta
         has_api_key="api_key" in profile.secrets,
         why=record.why,
         warnings=record.warnings,
+        profile_digest=record.profile_digest,
     )

@@ -158,6 +158,7 @@ class Servers:
             gpu_used_before=_used(chosen.gpus),
             reserved=reserved(profile, chosen.gpus, fixed_bytes),
             gated=profile.share and bool(chosen.gpus),
+            profile_digest=request.profile_digest,
         )
 
     def stop(self, name: str, *, force: bool) -> Server:
@@ -182,7 +183,10 @@ class Servers:
         gpus: tuple[str, ...] | None = record.gpus or ("cpu",)  # by UUID: indices change when a GPU is lost or added
         if profile is not None and _checked(profile).gpus not in ("cpu", len(record.gpus)):
             gpus = None
-        return await self.start(StartRequest(profile or record.profile, record.environ, name, gpus, record.asked_port))
+        digest = record.profile_digest if profile is None else None
+        return await self.start(
+            StartRequest(profile or record.profile, record.environ, name, gpus, record.asked_port, digest)
+        )
 
     def profile(self, name: str) -> dict[str, Any]:
         """Return the profile that a server was started with, overrides merged."""
