@@ -31,10 +31,11 @@ class LaunchIntent:
 
 @dataclass(frozen=True, slots=True)
 class Launchable:
-    """A valid profile, ready to be started; `data` is what its file says."""
+    """A valid profile, ready to be started; `data` is what its file says, `digest` its text's SHA-256."""
 
     profile: Profile
     data: dict[str, Any]
+    digest: str | None = None
 
     def merged(self, intent: LaunchIntent) -> tuple[Profile, dict[str, Any]]:
         """Lay an intent's settings over the profile; raises ProfileError where the result is none."""
@@ -60,13 +61,13 @@ class Launchable:
         profile, _ = self.merged(intent)
         if intent.port is not None:
             profile = profile.model_copy(update={"port": intent.port or "auto"})
-        command = export_command(profile, None if intent.gpus == ("auto",) else intent.gpus)
+        command = export_command(profile, None if intent.gpus == ("auto",) else intent.gpus, model_here(profile))
         return command.replace(" \\\n ", "")
 
     def request(self, intent: LaunchIntent) -> StartRequest:
         """Return what the keeper is asked for."""
         _, content = self.merged(intent)
-        return StartRequest(content, dict(os.environ), intent.name, intent.gpus, intent.port)
+        return StartRequest(content, dict(os.environ), intent.name, intent.gpus, intent.port, self.digest)
 
 
 def open_store(profile_dir: Path | None) -> Store:
@@ -85,7 +86,16 @@ def read_launchable(store: Store, name: str) -> Launchable:
         loaded = store.load(name)
     except InvalidProfileError as wrong:
         raise profile_error(wrong) from wrong
-    return Launchable(loaded.profile, loaded.data)
+    return Launchable(loaded.profile, loaded.data, loaded.digest)
+
+
+def model_here(profile: Profile) -> str | None:
+    """Return the folder of a model that gpubox makes itself; None where the profile names the model."""
+    if profile.source != "demo":
+        return None
+    from backends.demo.model import demo_model_dir
+
+    return str(demo_model_dir())
 
 
 def profile_error(wrong: InvalidProfileError) -> ProfileError:
