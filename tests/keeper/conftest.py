@@ -28,7 +28,7 @@ from backends.snapshots import Missing, Server, ServerState, StartRequest
 
 ROOT = Path(__file__).parents[2]
 FAKE_VLLM = Path(__file__).with_name("fake_vllm.py")
-PATIENCE_S = 20.0
+PATIENCE_S = 45.0
 
 
 def free_port() -> int:
@@ -88,6 +88,22 @@ class Box:
                 return server
             time.sleep(0.05)
         raise AssertionError(f"{name} never got there: {self.server(name)}")
+
+    def held_profile(self, name: str = "fake", **args: object) -> dict[str, Any]:
+        """Return a profile whose engine loads weights until `let_start`."""
+        self._go(name).unlink(missing_ok=True)
+        return fake_profile(name, hold=str(self._go(name)), **args)
+
+    def let_start(self, name: str = "fake") -> None:
+        """Let a held engine go on."""
+        self._go(name).touch()
+
+    def hold_again(self, name: str = "fake") -> None:
+        """Hold the next start of a held profile."""
+        self._go(name).unlink()
+
+    def _go(self, name: str) -> Path:
+        return self.home / f"{name}.go"
 
     def keep_profile(self, profile: dict[str, Any]) -> None:
         """Put a profile where the command line finds it by its name."""

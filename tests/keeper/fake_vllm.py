@@ -2,9 +2,10 @@
 """A small program in vllm's place: its command line, log, routes and signals, without a model.
 
 A profile's `python` names it, so it is called as `fake_vllm.py -m vllm.entrypoints.openai.api_server --port …`.
-Its own flags: --fake-start SECONDS, --fake-fail TEXT, --fake-die-after SECONDS, --fake-ignore-term, --fake-child
-(one more process, in a session of its own, as EngineCore is), --fake-core (one that is named as EngineCore is,
-and whose death it never notices), --fake-running N (requests that never end),
+Its own flags: --fake-start SECONDS, --fake-hold PATH (it starts once that file exists), --fake-fail TEXT,
+--fake-die-after SECONDS, --fake-ignore-term, --fake-child (one more process, in a session of its own, as
+EngineCore is), --fake-core (one that is named as EngineCore is, and whose death it never notices),
+--fake-running N (requests that never end),
 --fake-kind KIND, --fake-chatter N (so many lines before it serves).
 """
 
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 parser = argparse.ArgumentParser()
 parser.add_argument("-m", dest="module")
@@ -26,6 +28,7 @@ parser.add_argument("--host", default="127.0.0.1")
 parser.add_argument("--port", type=int)
 parser.add_argument("--max-model-len", type=int, default=1024)
 parser.add_argument("--fake-start", type=float, default=0.05)
+parser.add_argument("--fake-hold", type=Path)
 parser.add_argument("--fake-fail")
 parser.add_argument("--fake-die-after", type=float)
 parser.add_argument("--fake-ignore-term", action="store_true")
@@ -104,6 +107,8 @@ def main() -> None:
     sys.stdout.write("\rLoading safetensors checkpoint shards:  50% Completed | 1/2")
     sys.stdout.flush()
     time.sleep(args.fake_start)
+    while args.fake_hold is not None and not args.fake_hold.exists():
+        time.sleep(0.02)
     print("\rLoading safetensors checkpoint shards: 100% Completed | 2/2", flush=True)
     if args.fake_fail:
         print(f"(EngineCore pid=1) ValueError: {args.fake_fail}", flush=True)

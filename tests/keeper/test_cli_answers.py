@@ -111,7 +111,7 @@ def test_status_answers_quickly(busy: Box, capsys: pytest.CaptureFixture[str]) -
     wall_s, cpu_s = (statistics.median(column) for column in zip(*took, strict=True))
     with capsys.disabled():
         print(f"\nstatus: {wall_s:.2f} s, {cpu_s:.2f} s of them computing (load {os.getloadavg()[0]:.1f})")
-    assert cpu_s < 0.8  # of its own: how long it waits for a busy machine says nothing of it
+    assert cpu_s < 1.5  # of its own: how long it waits for a busy machine says nothing of it
 
 
 @pytest.mark.parametrize(

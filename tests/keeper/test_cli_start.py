@@ -20,6 +20,7 @@ from typing import IO
 import psutil
 import pytest
 
+from backends.keeper.launching import KILL_AFTER_S
 from backends.processes.facts import identity_of
 from backends.snapshots import ModelKind, ServerState
 from tests.keeper.conftest import PATIENCE_S, Box, box_in, fake_profile, free_port, kill_and_wait
@@ -91,15 +92,16 @@ def test_a_failed_start_tells_the_cause_and_where_the_log_is(box: Box) -> None:
 
 
 def test_when_the_wait_is_over_the_server_keeps_starting(box: Box) -> None:
-    box.keep_profile(fake_profile(start=1.5))
+    box.keep_profile(box.held_profile())
     done = box.gpubox("--headless", "--profile", "fake", "--wait", "0.2", code=7)
     assert "gpubox: fake is not ready after 0.2 s; it keeps starting" in done.stderr
     assert box.server().state is ServerState.STARTING
+    box.let_start()
     box.until(ServerState.READY)
 
 
 def test_ctrl_c_ends_the_waiting_and_not_the_server(box: Box) -> None:
-    box.keep_profile(fake_profile(start=1.5))
+    box.keep_profile(box.held_profile())
     child = box.spawn("--headless", "--profile", "fake")
     assert child.stderr is not None
     read_until(child.stderr, "weights")
@@ -107,11 +109,12 @@ def test_ctrl_c_ends_the_waiting_and_not_the_server(box: Box) -> None:
     stdout, stderr = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 130
     assert (stdout, stderr) == ("", "fake keeps starting; gpubox stop fake ends it\n")
+    box.let_start()
     box.until(ServerState.READY)
 
 
 def test_a_terminal_that_goes_away_takes_nothing_along(box: Box) -> None:
-    box.keep_profile(fake_profile(start=1.5))
+    box.keep_profile(box.held_profile())
     ours, theirs = pty.openpty()
 
     def take_the_terminal() -> None:
@@ -134,6 +137,7 @@ def test_a_terminal_that_goes_away_takes_nothing_along(box: Box) -> None:
     keeper = box.client.snapshot().keeper
     os.close(ours)
     assert child.wait(PATIENCE_S) == -signal.SIGHUP
+    box.let_start()
     box.until(ServerState.READY)
     assert box.client.snapshot().keeper == keeper
 
@@ -212,7 +216,7 @@ def test_a_stop_that_takes_too_long_is_told_and_force_ends_it(box: Box) -> None:
     assert done.stderr == "gpubox: fake is still stopping after 0.3 s\n  → gpubox stop fake --force kills it\n"
     begun = time.monotonic()
     box.gpubox("stop", "fake", "--force")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < KILL_AFTER_S
     assert box.server().state is ServerState.STOPPED
 
 

@@ -66,10 +66,11 @@ def test_files_are_private(box: Box) -> None:
 
 
 def test_stages_come_from_the_log(box: Box) -> None:
-    box.start(fake_profile(start=1.5))
+    box.start(box.held_profile())
     staged = box.until(lambda s: s.stage is not None and s.stage.name == "weights" and s.stage.progress == 0.5)
     assert staged.stage is not None
     assert staged.stage.detail == "shard 1 of 2"
+    box.let_start()
     box.until(ServerState.READY)
 
 
@@ -91,13 +92,14 @@ def test_a_keeper_that_is_killed_loses_nothing(box: Box) -> None:
 
 
 def test_a_keeper_killed_during_a_start_finds_the_start_again(box: Box) -> None:
-    box.start(fake_profile(start=2))
+    box.start(box.held_profile())
     keeper = box.client.snapshot().keeper
     assert keeper is not None
     box.until(lambda s: s.pid is not None)
     kill_and_wait(keeper.pid)
     ensure_keeper(box.client)
     assert box.server().state is ServerState.STARTING
+    box.let_start()
     box.until(ServerState.READY)
 
 

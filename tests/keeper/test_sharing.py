@@ -14,8 +14,6 @@ from backends.snapshots import Server, ServerState
 from tests.gpu.conftest import NvmlStub, StubGpu, nvml_library  # noqa: F401
 from tests.keeper.conftest import Box, box_in, fake_profile, kill_and_wait
 
-SLOW_S = 1.0
-
 
 @pytest.fixture
 def box(nvml_library: Path, tmp_path: Path) -> Iterator[Box]:  # noqa: F811
@@ -30,7 +28,11 @@ def box(nvml_library: Path, tmp_path: Path) -> Iterator[Box]:  # noqa: F811
 
 
 def sharing(name: str, utilization: float = 0.4, *, share: bool = True, **args: object) -> dict[str, Any]:
-    profile = fake_profile(name, **args) | {"gpus": 1, "share": share}
+    return parted(fake_profile(name, **args), utilization, share=share)
+
+
+def parted(profile: dict[str, Any], utilization: float = 0.4, *, share: bool = True) -> dict[str, Any]:
+    profile |= {"gpus": 1, "share": share}
     profile["args"]["gpu_memory_utilization"] = utilization
     return profile
 
@@ -40,13 +42,14 @@ def at_the_gate(server: Server) -> bool:
 
 
 def test_starts_on_one_gpu_happen_one_after_another(box: Box) -> None:
-    assert box.start(sharing("first", start=SLOW_S), gpus=("0",)).state is ServerState.QUEUED
+    assert box.start(parted(box.held_profile("first")), gpus=("0",)).state is ServerState.QUEUED
     box.until(lambda server: server.state is ServerState.STARTING, "first")
     assert box.start(sharing("second"), gpus=("0",)).state is ServerState.QUEUED
     waiting = box.until(lambda server: at_the_gate(server) and bool(server.stage and server.stage.detail), "second")
     assert waiting.stage is not None
     assert waiting.stage.detail == "another server starts there"
     assert waiting.pid is None or "gate" in Path(f"/proc/{waiting.pid}/cmdline").read_text()
+    box.let_start("first")
     second = box.until(ServerState.READY, "second")
     first = box.server("first")
     assert first.state is ServerState.READY
@@ -88,9 +91,11 @@ def test_a_queued_server_outlives_the_keeper_and_can_be_stopped(box: Box) -> Non
 
 
 def test_a_failed_start_lets_the_next_one_through(box: Box) -> None:
-    box.start(sharing("first", start=SLOW_S, fail="no such thing"), gpus=("0",))
+    box.start(parted(box.held_profile("first", fail="no such thing")), gpus=("0",))
     box.until(lambda server: server.state is ServerState.STARTING, "first")
     box.start(sharing("second"), gpus=("0",))
+    box.until(at_the_gate, "second")
+    box.let_start("first")
     box.until(ServerState.READY, "second")
     assert box.server("first").state is ServerState.FAILED
 

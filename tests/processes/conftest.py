@@ -20,7 +20,7 @@ from backends.snapshots import Missing
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 
 
-def until(true: Callable[[], Any], what: str, within_s: float = 20.0) -> Any:
+def until(true: Callable[[], Any], what: str, within_s: float = 45.0) -> Any:
     """Return the first true value of `true`, asked again and again; fails after `within_s`."""
     deadline = time.monotonic() + within_s
     while not (value := true()):
@@ -71,15 +71,15 @@ class Launched:
     def signal(self, number: int) -> None:
         assert facts.signal(self.facts.shim, number)
 
-    def await_phase(self, phase: str, within_s: float = 20.0) -> ProcessFacts:
+    def await_phase(self, phase: str, within_s: float = 45.0) -> ProcessFacts:
         until(lambda: self.facts.phase == phase, f"phase {phase}", within_s)
         return self.facts
 
-    def await_end(self, within_s: float = 20.0) -> ProcessFacts:
+    def await_end(self, within_s: float = 45.0) -> ProcessFacts:
         """Await that the facts say `exited`, then that shim and guard are gone too."""
         end = self.await_phase("exited", within_s)
-        await_death(end.shim, 10)
-        await_death(end.guard, 10)
+        await_death(end.shim, 45)
+        await_death(end.guard, 45)
         return end
 
 
@@ -134,12 +134,12 @@ class Launcher:
             facts.signal(launched.facts.shim, signal.SIGQUIT)
         for launched in self.launched:
             for identity in launched.known:
-                await_death(identity, 10)
+                await_death(identity, 45)
 
 
 def await_children(launched: Launched, count: int) -> set[Identity]:
     """Await `count` processes below the engine's main one; return the whole tree, with it and shim and guard."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 45
     while len(tree := launched.tree()) < count + 3:
         assert time.monotonic() < deadline, f"{len(tree)} processes"
         time.sleep(0.005)

@@ -20,7 +20,7 @@ from backends.keeper.activity import NOTHING_SEEN, read_activity, waits_for
 from backends.keeper.measure import Download, Loading, hub_folder, lock_folders
 from profiles.schema import Profile, parse_profile
 
-PATIENCE_S = 20.0
+PATIENCE_S = 45.0
 MIB = 1 << 20
 
 

@@ -207,7 +207,7 @@ def test_locks_are_held_while_anything_lives(start: Launcher, tmp_path: Path) ->
 def test_progress_shows_while_it_runs_and_reaches_the_log_at_its_end(start: Launcher) -> None:
     launched = start("progress:5", "wait")
     path = Path(launched.spec["progress"])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 45
     while (progress := facts.read_progress(path)) is None or progress.text != "5/5":
         assert time.monotonic() < deadline, progress
         time.sleep(0.005)

@@ -178,7 +178,7 @@ def test_an_interrupt_stops_the_engine_and_shows_what_came(engine: FakeEngine) -
     assert asking.stdout is not None
     assert asking.stdout.read(10) == b"more \x1b[31m"
     asking.send_signal(signal.SIGINT)
-    rest, err = asking.communicate(timeout=10)
+    rest, err = asking.communicate(timeout=45)
     assert asking.returncode == INTERRUPTED
     assert rest.endswith(b"\n")
     assert b"Traceback" not in err

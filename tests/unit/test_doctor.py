@@ -276,7 +276,7 @@ def test_an_interpreter_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pyte
 def test_every_problem_comes_with_a_remedy_and_all_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     found = examine(environ=os.environ | {"HF_HUB_OFFLINE": "1"})
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert [check for check in found if check.ok is not True and not check.remedy] == []
     assert [check for check in found if "\n" in check.found + check.remedy] == []
     names = [check.name for check in found]

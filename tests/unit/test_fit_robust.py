@@ -48,7 +48,13 @@ arguments = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(config=configs, base=st.booleans(), args=arguments, gpus=st.sampled_from([0, 1]))
 def test_no_configuration_raises(
     tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any], base: bool, args: dict[str, Any], gpus: int
@@ -63,7 +69,13 @@ def test_no_configuration_raises(
     assert fit.why
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(header=st.dictionaries(st.text(max_size=8), values, max_size=3), config=values)
 def test_no_file_raises(tmp_path: Path, header: dict[str, Any], config: object) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
