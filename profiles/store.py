@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
+import tempfile
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,29 +98,59 @@ class Store:
         return self.write_text(profile.name, to_toml(profile), overwrite=overwrite)
 
     def write_text(self, name: str, text: str, *, overwrite: bool = False) -> Path:
-        """Write a profile's text, comments and all, if it is valid, and return its path.
+        """Write a profile's text, comments and all, if it is valid, and return its path: that of `target`.
 
-        That is the first place which is not the library, or where a profile that is overwritten stands already.
+        A new file has mode 0600; one in a folder that was named keeps its own, since others may read it there.
         Raises InvalidProfileError, and OSError where it cannot be written.
+        """
+        path = self.target(name)
+        if _is_there(path) and not overwrite:
+            raise _refused(str(path), "is there already", "choose another name, or edit it")
+        parse_text(text, path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_users = any(place.origin == "user" and place.folder == path.parent for place in self.places)
+        _write_atomically(path, text, 0o600 if is_users else None)
+        return path
+
+    def target(self, name: str) -> Path:
+        """Return where a profile of that name is written: over the one that is there, else in the first place.
+
+        Raises InvalidProfileError where it cannot be a name, or where there is only the library.
         """
         if not NAME.fullmatch(name):
             raise _refused(repr(name), "cannot be a name", "use a-z, 0-9, '.', '_' and '-'")
-        places = [place.folder / f"{name}.toml" for place in self.places if place.origin != "library"]
-        if not places:
+        paths = [place.folder / f"{name}.toml" for place in self.places if place.origin != "library"]
+        if not paths:
             raise _refused(name, "cannot be written: there is only the library", "give --profile-dir")
-        existing = next((path for path in places if _is_there(path)), None)
-        if existing and not overwrite:
-            raise _refused(str(existing), "is there already", "choose another name, or edit it")
-        path = existing or places[0]
-        parse_text(text, path)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_atomically(path, text)
-        return path
+        return next((path for path in paths if _is_there(path)), paths[0])
 
     def copy(self, name: str, new_name: str) -> Path:
         """Write the profile `name`, comments and all, under another name; a broken one is copied no further."""
         source = self.load(name)
-        return self.write_text(new_name, _renamed(source.text, new_name))
+        return self.write_text(new_name, renamed(source.text, new_name))
+
+    def rename(self, name: str, new_name: str) -> Path:
+        """Give one's own profile, broken or not, another name, and return its new path; raises as `write_text` does.
+
+        The old file goes only once the new one is there.
+        """
+        path, origin = self.find(name)
+        if origin == "library":
+            raise _refused(name, "belongs to the library and keeps its name", "copy it under another one")
+        if not NAME.fullmatch(new_name):
+            raise _refused(repr(new_name), "cannot be a name", "use a-z, 0-9, '.', '_' and '-'")
+        new_path = path.with_name(f"{new_name}.toml")
+        if os.path.lexists(new_path):
+            raise _refused(str(new_path), "is there already", "choose another name")
+        content = path.read_bytes()
+        try:
+            text = renamed(content.decode(), new_name)
+        except ValueError:
+            path.rename(new_path)
+            return new_path
+        _write_atomically(new_path, text, stat.S_IMODE(path.stat().st_mode))
+        path.unlink()
+        return new_path
 
     def remove(self, name: str) -> Path:
         """Delete a profile's file, broken or not, and return its path; those of the library stay."""
@@ -206,8 +238,8 @@ def _entry(path: Path, origin: Origin) -> Entry:
         return Entry(path.stem, path, origin, None, wrong.problems)
 
 
-def _renamed(text: str, name: str) -> str:
-    """Return a profile's text with the name that it says, if it says one, replaced."""
+def renamed(text: str, name: str) -> str:
+    """Return a profile's text with the name that it says, if it says one, replaced; raises TOMLDecodeError."""
     if "name" not in tomllib.loads(text):
         return text
     lines = text.split("\n")
@@ -215,12 +247,19 @@ def _renamed(text: str, name: str) -> str:
     return "\n".join(lines)
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    """Write beside the file (that a link points to), flush, rename: readers see the old text or the new one, whole."""
+def _write_atomically(path: Path, text: str, mode: int | None) -> None:
+    """Write beside the file (that a link points to), flush, rename: readers see the old text or the new one, whole.
+
+    Without a `mode` a file that is there keeps its own, and a new one has 0600.
+    """
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if mode is None:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            os.fchmod(file.fileno(), mode)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
