@@ -54,7 +54,7 @@ def test_what_ignores_term_is_killed_with_its_whole_tree(start: Launcher) -> Non
     end = launched.await_end()
     assert outcome(end.exit) == (None, signal.SIGKILL)
     assert time.monotonic() - asked >= 0.5
-    assert_gone(tree, asked, 5)
+    assert_gone(tree, asked, 30)
 
 
 def test_quit_kills_at_once(start: Launcher) -> None:
@@ -63,7 +63,7 @@ def test_quit_kills_at_once(start: Launcher) -> None:
     tree = await_children(launched, 1)
     asked = time.monotonic()
     launched.signal(signal.SIGQUIT)
-    assert_gone(tree, asked, 5)
+    assert_gone(tree, asked, 30)
     end = launched.facts
     assert (end.phase, outcome(end.exit)) == ("exited", (None, signal.SIGKILL))
 
@@ -109,7 +109,7 @@ def test_kill_of_shim_or_guard_takes_the_whole_tree_down(start: Launcher, part: 
     assert locked(lock)
     killed = time.monotonic()
     assert facts.signal(getattr(launched.facts, part), signal.SIGKILL)
-    assert_gone(tree, killed, 5)
+    assert_gone(tree, killed, 30)
     end = launched.facts
     assert (end.phase, end.error) == ("exited", f"{part} was killed")
     assert outcome(end.exit) == (None, signal.SIGKILL)
@@ -126,7 +126,7 @@ def test_kill_of_shim_and_guard_at_once_still_ends_the_main_process(start: Launc
     killed = time.monotonic()
     facts.signal(launched.facts.shim, signal.SIGKILL)
     facts.signal(launched.facts.guard, signal.SIGKILL)
-    assert_gone(tree, killed, 5)
+    assert_gone(tree, killed, 30)
 
 
 def test_kill_of_the_main_process_leaves_no_orphan(start: Launcher) -> None:
@@ -138,7 +138,7 @@ def test_kill_of_the_main_process_leaves_no_orphan(start: Launcher) -> None:
     assert engine is not None
     killed = time.monotonic()
     facts.signal(engine, signal.SIGKILL)
-    assert_gone(tree, killed, 5)
+    assert_gone(tree, killed, 30)
     end = launched.facts
     assert (end.phase, end.error, end.stop_asked_at) == ("exited", None, None)
     assert outcome(end.exit) == (None, signal.SIGKILL)
@@ -148,7 +148,7 @@ def test_a_clean_exit_leaves_no_orphan(start: Launcher) -> None:
     """vLLM: a crash exits 0; whoever of the tree still holds the output open must go, and the log must end."""
     launched = start("orphan:ignore-term,say:orphan ready", "sleep:0.1", "exit:0")
     launched.await_line("orphan ready")
-    end = launched.await_end(3)
+    end = launched.await_end()
     assert outcome(end.exit) == (0, None)
     assert launched.lines()[-1] == "gpubox: engine ended with exit code 0"
 
