@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from backends import paths
@@ -35,6 +35,9 @@ from backends.snapshots import (
     dump,
 )
 from backends.wire import WireError, read_as
+
+if TYPE_CHECKING:
+    from backends.records import Launch
 
 REQUEST_TIMEOUT_S = 30.0
 KEEPER_START_S = 20.0
@@ -81,6 +84,10 @@ class KeeperLink(Protocol):
 
     async def history(self) -> tuple[Event, ...]:
         """Return the newest events, oldest first."""
+        ...
+
+    async def launches(self, limit: int = 200) -> tuple[Launch, ...]:
+        """Return the newest launches on record, of all servers, newest first."""
         ...
 
     async def orphans(self) -> tuple[Orphan, ...]:
@@ -265,6 +272,10 @@ class AsyncKeeper:
         """See KeeperLink."""
         return await asyncio.to_thread(self._client.history)
 
+    async def launches(self, limit: int = 200) -> tuple[Launch, ...]:
+        """See KeeperLink; the records are read here, as logs are, whether a keeper runs or not."""
+        return await asyncio.to_thread(_launches, limit)
+
     async def orphans(self) -> tuple[Orphan, ...]:
         """See KeeperLink."""
         return await asyncio.to_thread(self._client.orphans)
@@ -272,6 +283,16 @@ class AsyncKeeper:
     async def reap(self, pid: int, start_ticks: int, *, foreign: bool = False) -> Reaped:
         """See KeeperLink."""
         return await asyncio.to_thread(self._client.reap, pid, start_ticks, foreign=foreign)
+
+
+def _launches(limit: int) -> tuple[Launch, ...]:
+    from backends.records import Records
+
+    records = Records(paths.records_path())
+    launches = records.launches(limit=limit)
+    if records.problem is not None:
+        raise KeeperError(records.problem, "the keeper sets a broken file aside at the next launch")
+    return launches
 
 
 def ensure_keeper(client: KeeperClient | None = None) -> KeeperClient:

@@ -14,6 +14,9 @@ class Missing:
     reason: str
 
 
+NOT_WATCHED = Missing("the keeper hears of them, and nobody else does")
+
+
 class Owner(StrEnum):
     """Whose memory on a GPU is."""
 
@@ -117,7 +120,7 @@ class Gpu:
     same_node: tuple[str, ...] = ()
     ecc: EccErrors | Missing = Missing("not read")
     throttling: tuple[str, ...] | Missing = Missing("not read")
-    xids: tuple[Xid, ...] | Missing = Missing("not watched")
+    xids: tuple[Xid, ...] | Missing = NOT_WATCHED
 
     @property
     def holder(self) -> str | None:

@@ -17,6 +17,7 @@ from backends.snapshots import Connection, Event, Series, Server, SnapshotUpdate
 
 if TYPE_CHECKING:
     from backends.client import KeeperLink
+    from backends.records import Launch
 
 HINT = "open gpubox without --readonly to do that"
 POLL_S = 1.0
@@ -99,6 +100,10 @@ class ReadOnlyKeeper:
     async def history(self) -> tuple[Event, ...]:
         """See KeeperLink."""
         return await self._link.history()
+
+    async def launches(self, limit: int = 200) -> tuple[Launch, ...]:
+        """See KeeperLink."""
+        return await self._link.launches(limit)
 
     async def orphans(self) -> tuple[Orphan, ...]:
         """See KeeperLink."""

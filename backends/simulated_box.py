@@ -12,7 +12,7 @@ from backends.errors import UsageError
 from backends.gpus.ownership import shares_of
 from backends.orphans import Orphan
 from backends.simulated_servers import GIB, Life, wave
-from backends.snapshots import Box, Gpu, GpuProcess, Grant, Host, Missing, Owner
+from backends.snapshots import Box, EccErrors, Gpu, GpuProcess, Grant, Host, Missing, Owner, Xid
 
 KINDS = {
     # name, memory in GiB as NVML tells it, power limit in W
@@ -42,6 +42,13 @@ ORPHAN = GpuProcess(
     start_ticks=1_000,
 )
 ORPHAN_HOST_BYTES = int(3.1 * GIB)
+HOT_AT = 1
+"""A GPU that is too hot, and so a little slower than its neighbours once it has work."""
+
+FAULTY_AT = 5
+FAULTS = EccErrors(corrected=3, uncorrected=1)
+FAULTY_SINCE_S = 505.0
+FAULT = 94
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +72,17 @@ class SimulatedGpus:
                 raise UsageError(f"cannot simulate {part!r}", f"say COUNTxKIND, of {', '.join(KINDS)}, or 0 for no GPU")
             self._kinds += [kind] * int(found[1] or 1)
         self._is_reaped = False
+        self.fault: Xid | None = None
         self.uuids = tuple(
             f"GPU-{UUID(int=crc32(f'{seed} {index}'.encode()) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128))}"
             for index in range(len(self._kinds))
         )
+
+    def break_at(self, at: float) -> bool:
+        """Have one GPU report an XID at `at`; returns whether this box has that GPU."""
+        if len(self._kinds) > FAULTY_AT:
+            self.fault = Xid(at, FAULT)
+        return self.fault is not None
 
     def box(self, at: float, tenants: Mapping[int, Tenant]) -> Box:
         """Return the box at `at` with `tenants` (by index) on its GPUs."""
@@ -139,6 +153,10 @@ class SimulatedGpus:
         own = CONTEXT_BYTES if processes else EMPTY_BYTES
         used = own + sum(p.memory_bytes for p in processes if isinstance(p.memory_bytes, int))
         utilization = min(1.0, load * 1.05 + 0.03 * wave(f"util {index}", at)) if load else 0.0
+        is_hot = index == HOT_AT and utilization > 0.3
+        utilization *= 0.82 if is_hot else 1.0
+        is_faulty = index == FAULTY_AT and self.fault is not None and at >= self.fault.at
+        knows_ecc = not name.startswith("NVIDIA GeForce")
         gpu = Gpu(
             index=index,
             uuid=self.uuids[index],
@@ -147,11 +165,14 @@ class SimulatedGpus:
             memory_used_bytes=used,
             memory_free_bytes=total - used,
             utilization=utilization,
-            temperature_c=round(29 + index % 3 + 38 * utilization),
+            temperature_c=round(29 + index % 3 + 38 * utilization + (24 if is_hot else 0)),
             power_w=limit_w * (0.11 + 0.82 * utilization),
             power_limit_w=limit_w,
             processes=tuple(processes),
             grants=(Grant(tenant.life.name, "you"),) if tenant else (),
+            ecc=(FAULTS if is_faulty else EccErrors(0, 0)) if knows_ecc else Missing("not supported by this GPU"),
+            throttling=("thermal",) if is_hot else (),
+            xids=(self.fault,) if is_faulty and self.fault else (),
         )
         return replace(gpu, shares=shares_of(gpu))
 

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from backends.errors import ConflictError, GpuBusyError, KeeperError, NoSuchGpuError, NoSuchServerError
+from backends.gpus.xids import meaning
 from backends.keeper.events import Hub
 from backends.metrics.series import gpu_figures, server_figures
 from backends.orphans import Orphan, Reaped
-from backends.simulated_box import SimulatedGpus, Tenant
+from backends.records import Launch
+from backends.simulated_box import FAULT, FAULTY_AT, FAULTY_SINCE_S, SimulatedGpus, Tenant
+from backends.simulated_past import earlier_lives, launches_of
 from backends.simulated_servers import START_S, Life, load_at, log_lines, memory_at, server_at, state_at
 from backends.snapshots import (
     Box,
@@ -78,6 +81,9 @@ class SimulatedKeeper:
         self._info = KeeperInfo(pid=4242, version="simulated", started_at=clock() - 7200)
         self._hub = Hub()
         self._lives = {life.name: life for life in self._first_lives(clock())}
+        self._break_a_gpu(clock())
+        self._past = [earlier for life in self._lives.values() for earlier in earlier_lives(life)]
+        self._digests: dict[str, str | None] = {}
         self._states = {name: state_at(life, clock())[0] for name, life in self._lives.items()}
         self._again: set[str] = set()
         self._logged_until: dict[str, float] = {}
@@ -102,7 +108,7 @@ class SimulatedKeeper:
     def snapshot(self) -> Snapshot:
         """Return the whole box as of now."""
         now = self._now()
-        return Snapshot(self._info, self._box(now), tuple(server_at(life, now) for life in self._lives.values()))
+        return Snapshot(self._info, self._box(now), tuple(self._server(name) for name in self._lives))
 
     async def start(self, request: StartRequest) -> Server:
         """See KeeperLink."""
@@ -124,8 +130,9 @@ class SimulatedKeeper:
             log_path=self._log_path(name, now),
             load=0.5,
         )
+        self._digests[name] = request.profile_digest
         self._take(life)
-        return server_at(life, now)
+        return self._server(name)
 
     async def stop(self, name: str, *, force: bool = False) -> Server:
         """See KeeperLink."""
@@ -135,7 +142,7 @@ class SimulatedKeeper:
         if life.stop_asked_at is None or (force and not life.stop_forced):
             life = replace(life, stop_asked_at=now, stop_forced=force)
             self._take(life)
-        return server_at(life, now)
+        return self._server(name)
 
     async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
         """See KeeperLink."""
@@ -182,6 +189,11 @@ class SimulatedKeeper:
         """See KeeperLink."""
         return self._hub.history
 
+    async def launches(self, limit: int = 200) -> tuple[Launch, ...]:
+        """See KeeperLink."""
+        names = {gpu.uuid: gpu.name for gpu in self._box(self._now()).gpus}
+        return launches_of([*self._past, *self._lives.values()], names, self._now(), limit)
+
     async def orphans(self) -> tuple[Orphan, ...]:
         """See KeeperLink."""
         return self._gpus.orphans(self._now())
@@ -222,6 +234,12 @@ class SimulatedKeeper:
                     fails_with=failure,
                     card=OUT_OF_MEMORY_CARD if failure else None,
                 )
+
+    def _break_a_gpu(self, now: float) -> None:
+        at = now - FAULTY_SINCE_S
+        if self._gpus.break_at(at):
+            text = f"GPU {FAULTY_AT}: XID {FAULT}, {meaning(FAULT)}"
+            self._hub.publish(EventUpdate(Event(at, "", "xid", text)))
 
     async def _run(self) -> None:
         while True:
@@ -266,6 +284,9 @@ class SimulatedKeeper:
             self._hub.publish(EventUpdate(Event(now, life.name, kind, text)))
 
     def _take(self, life: Life) -> None:
+        before = self._lives.get(life.name)
+        if before is not None and before.launched_at != life.launched_at:
+            self._past.append(before)
         self._lives[life.name] = life
         self._notice(life, state_at(life, self._now())[0], self._now())
         self._hub.publish(ServerUpdate(self._server(life.name)))
@@ -330,7 +351,7 @@ class SimulatedKeeper:
         return self._lives[name]
 
     def _server(self, name: str) -> Server:
-        return server_at(self._life(name), self._now())
+        return replace(server_at(self._life(name), self._now()), profile_digest=self._digests.get(name))
 
     def _log_path(self, name: str, at: float) -> str:
         return str(self._logs / f"{name}-{datetime.fromtimestamp(at):%Y%m%d-%H%M%S}.log")

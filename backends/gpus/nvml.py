@@ -6,6 +6,7 @@ off the bus stays listed under its last known index, UUID and name. A driver tha
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -15,11 +16,17 @@ import pynvml
 
 from backends.gpus.processes import describe
 from backends.gpus.sampler import GpuReading
-from backends.snapshots import Gpu, GpuProcess, Missing
+from backends.gpus.throttling import throttling_words
+from backends.gpus.xids import WatchEndedError, XidWatch
+from backends.snapshots import EccErrors, Gpu, GpuProcess, Missing
 
 T = TypeVar("T")
 
 LONGEST_PAUSE_S = 30.0
+ECC_EVERY_S = 10.0
+"""Counting errors of the memory takes longer than the other figures, and seldom changes."""
+
+XID_WAIT_MS = 500
 NO_DEVICES = "the NVIDIA driver works but has no GPU to show: none is fitted, or none was given to this container"
 LOST = "it fell off the bus (NVML: GPU is lost); dmesg names the Xid, and the box may need a reboot"
 VANISHED = "the driver does not list it any more; dmesg may say why"
@@ -57,10 +64,16 @@ class _Neighbours:
 
 
 class Nvml:
-    """Reads every GPU of the box; opens NVML at the first reading. Not to be used by two threads at once."""
+    """Reads every GPU of the box; opens NVML at the first reading. Not to be used by two threads at once.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    With `watches_xids` a thread of its own hears of the driver's errors, from the first reading until `close`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, watches_xids: bool = False) -> None:
         self._clock = clock
+        self._watches_xids = watches_xids
+        self._xids: XidWatch | None = None
+        self._ecc: dict[str, tuple[float, EccErrors | Missing]] = {}
         self._is_open = False
         self._failures = 0
         self._retry_at = 0.0
@@ -99,6 +112,9 @@ class Nvml:
 
     def close(self) -> None:
         """Let go of NVML; the next reading opens it again."""
+        if self._xids is not None:
+            self._xids.close()
+            self._xids = None
         if self._is_open:
             self._is_open = False
             _quietly(pynvml.nvmlShutdown)
@@ -131,6 +147,9 @@ class Nvml:
             self._neighbours = _find_neighbours([gpu.uuid for gpu in gpus])
         gpus = [replace(gpu, **asdict(self._neighbours[gpu.uuid])) for gpu in gpus]
         gpus += [_unreadable(gpu, VANISHED) for uuid, gpu in self._known.items() if uuid not in present]
+        if self._watches_xids:
+            self._xids = self._xids or XidWatch(_Events())
+            gpus = [replace(gpu, xids=self._xids.of(gpu.uuid)) for gpu in gpus]
         self._known |= {gpu.uuid: gpu for gpu in gpus if not gpu.uuid.startswith(_NAMELESS)}
         # Stable: where the driver numbers anew, its own GPU comes before the vanished one of the same index.
         gpus.sort(key=lambda gpu: gpu.index)
@@ -147,12 +166,61 @@ class Nvml:
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             uuid = str(pynvml.nvmlDeviceGetUUID(handle))
-            return _read_gpu(index, uuid, handle)
+            return replace(_read_gpu(index, uuid, handle), ecc=self._ecc_errors(uuid, handle))
         except pynvml.NVMLError as error:
             if error.value in _DRIVER_IS_GONE:
                 raise
             known = next((gpu for gpu in self._known.values() if gpu.index == index), None)
             return _unreadable(known or _nameless(index), _reason(error))
+
+    def _ecc_errors(self, uuid: str, handle: Any) -> EccErrors | Missing:
+        read_at, errors = self._ecc.get(uuid, (0.0, None))
+        if errors is None or self._clock() - read_at >= ECC_EVERY_S:
+            errors = _ecc(handle)
+            self._ecc[uuid] = self._clock(), errors
+        return errors
+
+
+class _Events:
+    """The set of events that NVML tells XIDs by; `wait` is called in another thread than the rest."""
+
+    def __init__(self) -> None:
+        self._set: Any = None
+        self._uuids: dict[int, str] = {}
+
+    def register(self, uuid: str) -> bool | Missing:
+        """See XidEvents."""
+        kind = pynvml.nvmlEventTypeXidCriticalError
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            if not pynvml.nvmlDeviceGetSupportedEventTypes(handle) & kind:
+                return Missing(NOT_SUPPORTED)
+            self._set = self._set or pynvml.nvmlEventSetCreate()
+            self._uuids[_address(handle)] = uuid
+            pynvml.nvmlDeviceRegisterEvents(handle, kind, self._set)
+        except pynvml.NVMLError as error:
+            may_change = error.value in _DRIVER_IS_GONE or error.value == pynvml.NVML_ERROR_GPU_IS_LOST
+            return False if may_change else Missing(_reason(error))
+        return True
+
+    def wait(self) -> tuple[str, int] | None:
+        """See XidEvents."""
+        try:
+            event = pynvml.nvmlEventSetWait_v2(self._set, XID_WAIT_MS)
+        except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_TIMEOUT:
+                return None
+            if error.value == pynvml.NVML_ERROR_GPU_IS_LOST:
+                time.sleep(XID_WAIT_MS / 1000)  # it answers so at once, for as long as the GPU is lost
+                return None
+            raise WatchEndedError(_reason(error)) from error
+        uuid = self._uuids.get(_address(event.device))
+        return None if uuid is None else (uuid, int(event.eventData))
+
+    def close(self) -> None:
+        """See XidEvents."""
+        if self._set:
+            _quietly(lambda: pynvml.nvmlEventSetFree(self._set))
 
 
 _NAMELESS = "unreadable-"
@@ -176,6 +244,8 @@ def _unreadable(gpu: Gpu, reason: str) -> Gpu:
         power_limit_w=missing,
         processes=missing,
         refusal=reason,
+        ecc=missing,
+        throttling=missing,
     )
 
 
@@ -201,7 +271,28 @@ def _read_gpu(index: int, uuid: str, handle: Any) -> Gpu:
         processes=_processes(handle),
         mig=mig,
         refusal=f"MIG is enabled: gpubox assigns whole GPUs (`sudo nvidia-smi -i {index} -mig 0`)" if mig else None,
+        throttling=_throttling(handle),
     )
+
+
+def _throttling(handle: Any) -> tuple[str, ...] | Missing:
+    """Return in words why a GPU's clocks are held down now; that it has nothing to do is none of it."""
+    reasons = _figure(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+    if isinstance(reasons, Missing):  # drivers before 535 know the call by its old name only
+        reasons = _figure(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    return reasons if isinstance(reasons, Missing) else throttling_words(reasons)
+
+
+def _ecc(handle: Any) -> EccErrors | Missing:
+    kinds = (pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)
+    counts: list[Any] = [
+        _figure(pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, pynvml.NVML_VOLATILE_ECC) for kind in kinds
+    ]
+    return next((count for count in counts if isinstance(count, Missing)), None) or EccErrors(*counts)
+
+
+def _address(handle: Any) -> int:
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
 
 
 def _find_neighbours(uuids: list[str]) -> dict[str, _Neighbours]:

@@ -120,7 +120,8 @@ class _Server(uvicorn.Server):
 
 async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     hub, series = Hub(), SeriesStore()
-    sampler = BoxSampler(Nvml(), HostReader())
+    nvml = Nvml(watches_xids=True)
+    sampler = BoxSampler(nvml, HostReader())
     box = BoxWatch(sampler.sample, hub, series, lambda: servers.grants(), lambda: servers.roots())
     history = History(Records(paths.records_path()))
     servers = Servers(Surroundings(hub, series, box, Ledger(), history, lambda: servers.taken_ports()))
@@ -170,6 +171,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     await servers.detach()
     await serving
     await asyncio.to_thread(history.close)
+    await asyncio.to_thread(nvml.close)
     log.info("the keeper ends")
 
 

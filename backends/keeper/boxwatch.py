@@ -12,6 +12,7 @@ from pathlib import Path
 
 from backends import paths
 from backends.gpus.ownership import Origins, attributed
+from backends.gpus.xids import meaning
 from backends.keeper.events import Hub
 from backends.metrics.series import SeriesStore, gpu_figures
 from backends.orphans import Orphan
@@ -54,6 +55,7 @@ class BoxWatch:
         self._newest: Box | None = None
         self._read_at = 0.0
         self._told: frozenset[tuple[int, int]] = frozenset()
+        self._xids_told: dict[str, float] = {}
 
     async def box(self) -> Box:
         """Return the newest reading, taking one where there is none from the last moment; who holds what is of now."""
@@ -99,11 +101,25 @@ class BoxWatch:
                     log.exception("the box cannot be read")
                 else:
                     self._hub.publish(BoxUpdate(box))
+                    self._tell_xids(box)
                     for gpu in box.gpus:
                         self._series.append(f"gpu {gpu.uuid}", box.at, gpu_figures(gpu))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), EVERY_S)
             self._wake.clear()
+
+    def _tell_xids(self, box: Box) -> None:
+        """Tell of the errors that the driver reported since the last reading: to each server of the GPU, or the box."""
+        for gpu in box.gpus:
+            xids = () if isinstance(gpu.xids, Missing) else gpu.xids
+            told_until = self._xids_told.get(gpu.uuid, 0.0)
+            for xid in xids:
+                if xid.at <= told_until:
+                    continue
+                self._xids_told[gpu.uuid] = xid.at
+                text = f"GPU {gpu.index}: XID {xid.number}, {meaning(xid.number)}"
+                for server in [grant.server for grant in gpu.grants if grant.ours] or [""]:
+                    self._hub.publish(EventUpdate(Event(xid.at, server, "xid", text)))
 
     async def memory_back(self, before: Mapping[str, int]) -> str:
         """Wait, within reason, until GPUs hold no more than they did `before` (bytes by UUID).

@@ -44,6 +44,10 @@ class StubGpu:
             "pstate": 0,
             "compute_mode": 0,
             "display": 0,
+            "ecc_corrected": 0,
+            "ecc_uncorrected": 0,
+            "throttle": 1,
+            "events": 31,
         }
         readings = idle | self.readings
         lines = [f"{key} = {value}" for key, value in readings.items() if value is not None]

@@ -10,15 +10,19 @@
  *     uuid = GPU-...            each reading is a number or text, or !N: the call answers error N
  *     lost = 15                 every call on this GPU answers this error, from the handle on
  *     process = PID BYTES compute|graphics|mps    (may be repeated; BYTES -1: not available)
+ *     xid = 48                  an XID, told once for each `xid_count` (1, 2 ...) that the file has shown
+ *     throttle, throttle_old    what the clocks are held down by, by the newer and the older name of the call
  *
  * Functions that are not here answer 'Function Not Found' in pynvml, as with an old driver.
  */
+#define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9 };
+enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9, LATE = 10 };
 enum { MAX_GPUS = 16, MAX_KEYS = 48, MAX_PROCESSES = 32 };
 
 typedef unsigned int uint;
@@ -28,7 +32,8 @@ typedef struct { uint pid; long long bytes; char kind[12]; } Process;
 typedef struct { Entry entries[MAX_KEYS]; int count; Process processes[MAX_PROCESSES]; int process_count; } Section;
 typedef struct { Section system, gpus[MAX_GPUS]; int gpu_count; } Scenario;
 
-static Scenario now;
+/* Of each thread its own: one waits for events while another reads. */
+static __thread Scenario now;
 static long opened_session = -1;
 
 static const char *find(const Section *section, const char *key) {
@@ -288,11 +293,64 @@ int nvmlDeviceGetEncoderUtilization(void *device, uint *out, uint *period_us) { 
 int nvmlDeviceGetDecoderUtilization(void *device, uint *out, uint *period_us) { return codec(device, out, period_us); }
 
 int nvmlDeviceGetTotalEccErrors(void *device, uint type, uint counter, ulong64 *out) {
-    (void)type;
-    (void)counter;
-    *out = 0;
     Section *section;
-    return section_of(device, &section);
+    int state = section_of(device, &section);
+    if (!state) state = counter ? INVALID : number_of(section, type ? "ecc_uncorrected" : "ecc_corrected", out);
+    return state;
+}
+
+static int long_number(void *device, const char *key, ulong64 *out) {
+    Section *section;
+    int state = section_of(device, &section);
+    return state ? state : number_of(section, key, out);
+}
+
+int nvmlDeviceGetCurrentClocksEventReasons(void *device, ulong64 *out) { return long_number(device, "throttle", out); }
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, ulong64 *out) {
+    return long_number(device, "throttle_old", out);
+}
+
+/* Events: only XIDs, and only of the GPUs that were registered. */
+
+typedef struct { void *device; ulong64 type, data; uint gpu_instance, compute_instance; } Event;
+typedef struct { int registered[MAX_GPUS]; long told[MAX_GPUS]; } EventSet;
+
+int nvmlDeviceGetSupportedEventTypes(void *device, ulong64 *out) { return long_number(device, "events", out); }
+
+int nvmlEventSetCreate(EventSet **out) {
+    *out = calloc(1, sizeof **out);
+    return ready();
+}
+
+int nvmlEventSetFree(EventSet *set) {
+    free(set);
+    return OK;
+}
+
+int nvmlDeviceRegisterEvents(void *device, ulong64 types, EventSet *set) {
+    Section *section;
+    int state = section_of(device, &section);
+    intptr_t index = (intptr_t)device - 1;
+    if (!state) set->registered[index] = types == 8;
+    if (!state) set->told[index] = number(section, "xid_count", 0);
+    return state;
+}
+
+int nvmlEventSetWait_v2(EventSet *set, Event *out, uint timeout_ms) {
+    for (uint waited_ms = 0;; waited_ms += 5) {
+        int state = ready();
+        if (state) return state;
+        for (int i = 0; i < now.gpu_count; i++) {
+            long count = number(&now.gpus[i], "xid_count", 0);
+            if (!set->registered[i] || count <= set->told[i]) continue;
+            set->told[i]++;
+            *out = (Event){(void *)(intptr_t)(i + 1), 8, (ulong64)number(&now.gpus[i], "xid", 0), ~0U, ~0U};
+            return OK;
+        }
+        if (waited_ms >= timeout_ms) return LATE;
+        usleep(5000);
+    }
 }
 
 int nvmlDeviceGetProcessUtilization(void *device, void *samples, uint *count, ulong64 since) {

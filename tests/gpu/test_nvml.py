@@ -11,11 +11,12 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from backends.gpu_readings import NOT_WATCHED
 from backends.gpus.host import HostReader
 from backends.gpus.nvml import LOST, NO_DEVICES, NO_MEMORY_FIGURE, VANISHED, Nvml
 from backends.gpus.processes import ANOTHER_CONTAINER
 from backends.gpus.sampler import BoxSampler
-from backends.snapshots import Box, Gpu, Missing, dump, load
+from backends.snapshots import Box, EccErrors, Gpu, Missing, dump, load
 from tests.gpu.conftest import MIB, NvmlStub, StubGpu, uuid_of
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +64,9 @@ def test_reads_every_gpu(nvml_stub: NvmlStub, count: int) -> None:
             power_w=76.5,
             power_limit_w=700.0,
             processes=(),
+            ecc=EccErrors(0, 0),
+            throttling=(),
+            xids=NOT_WATCHED,
         )
 
 
@@ -268,6 +272,7 @@ def test_a_sample_joins_gpus_and_host(nvml_stub: NvmlStub) -> None:
 
 READ = """
 import json
+from backends.gpu_readings import NOT_WATCHED
 from backends.gpus.host import HostReader
 from backends.gpus.nvml import Nvml
 reading = Nvml().read()

@@ -12,6 +12,7 @@ from textual.pilot import Pilot
 
 from backends.errors import GpuboxError
 from backends.orphans import Orphan, Reaped
+from backends.records import Launch
 from backends.simulation import SimulatedKeeper
 from backends.snapshots import (
     Connection,
@@ -42,6 +43,7 @@ class FakeLink:
         self.asked: list[tuple[object, ...]] = []
         self.refusal: GpuboxError | None = None
         self.left: tuple[Orphan, ...] = ()
+        self.on_record: tuple[Launch, ...] = ()
         self.streams = 0
         self.refuse_streams: GpuboxError | None = None
         self._news: asyncio.Queue[Update | GpuboxError] = asyncio.Queue()
@@ -103,6 +105,10 @@ class FakeLink:
 
     async def history(self) -> tuple[Event, ...]:
         return ()
+
+    async def launches(self, limit: int = 200) -> tuple[Launch, ...]:
+        self._note("launches", limit)
+        return self.on_record[:limit]
 
     async def orphans(self) -> tuple[Orphan, ...]:
         return self.left
