@@ -68,7 +68,10 @@ def gpu_profile(name: str = "fake", count: int = 1, **args: object) -> dict[str,
 def visible(server: Server) -> str:
     """Return what the engine sees in CUDA_VISIBLE_DEVICES."""
     assert server.pid is not None
-    environ = psutil.Process(server.pid).environ()
+    process = psutil.Process(server.pid)
+    # Told of between fork and exec it still has its guard's environment.
+    assert sees(lambda: "CUDA_DEVICE_ORDER" in process.environ())
+    environ = process.environ()
     assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     return environ["CUDA_VISIBLE_DEVICES"]
 
