@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.screen import Screen
+
+from tui.bindings import bindings_here, run_binding, shown_as
 
 if TYPE_CHECKING:
     from tui.app import GpuboxApp
 
 Command = tuple[str, str, Callable[[], object]]
+SAID_OTHERWISE = ("mode.", "fkey.", "app.palette")
+"""Bindings that the palette has under names of its own, or that open it."""
 
 
 class GpuboxCommands(Provider):
@@ -23,8 +29,11 @@ class GpuboxCommands(Provider):
 
     def _commands(self) -> Iterator[Command]:
         app = cast("GpuboxApp", self.app)
+        yield from actions_of(app, self.screen)
+        if self.screen.is_modal:
+            return
         for number, (mode, (title, _)) in enumerate(app.PANELS.items(), start=1):
-            yield f"Go to {title}", f"key {number}", partial(app.switch_mode, mode)
+            yield f"Go to {title}", f"key {number}", partial(app.action_go, mode)
         for server in app.servers:
             name = server.name
             yield f"Select {name}", server.state.value, partial(setattr, app, "selected", name)
@@ -52,3 +61,36 @@ class GpuboxCommands(Provider):
         for title, about, run in self._commands():
             if (score := matcher.match(title)) > 0:
                 yield Hit(score, matcher.highlight(title), run, help=about or None)
+
+
+class ThemeCommands(Provider):
+    """Choose a theme: the product's own first, then Textual's."""
+
+    def _commands(self) -> Iterator[Command]:
+        app = cast("GpuboxApp", self.app)
+        themes = sorted(app.available_themes.values(), key=attrgetter("name"))
+        for theme in sorted(themes, key=lambda theme: not theme.name.startswith("gpubox-")):
+            about = "the one that is shown" if theme.name == app.theme else "dark" if theme.dark else "light"
+            yield theme.name, about, partial(app.choose_theme, theme.name)
+
+    async def discover(self) -> Hits:
+        """Offer all."""
+        for title, about, run in self._commands():
+            yield DiscoveryHit(title, run, help=about)
+
+    async def search(self, query: str) -> Hits:
+        """Offer what matches."""
+        matcher = self.matcher(query)
+        for title, about, run in self._commands():
+            if (score := matcher.match(title)) > 0:
+                yield Hit(score, matcher.highlight(title), run, help=about)
+
+
+def actions_of(app: GpuboxApp, screen: Screen[object]) -> Iterator[Command]:
+    """Go through what the keys of a screen do, as far as that applies now, whatever part of it has the focus."""
+    title = screen.__class__.__name__.removesuffix("Screen")
+    for node, binding, is_offered in bindings_here(app, screen):
+        if is_offered and binding.description and not (binding.id or "").startswith(SAID_OTHERWISE):
+            where = "" if node is app else f"{title}: "
+            about = f"{binding.tooltip or binding.description} · key {app.get_key_display(shown_as(app, binding))}"
+            yield f"{where}{binding.description}", about, partial(run_binding, app, screen, node, binding)

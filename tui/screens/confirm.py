@@ -46,9 +46,9 @@ class ConfirmScreen(ModalScreen[bool]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "answer(True)", "Yes"),
-        Binding("n,escape", "answer(False)", "No"),
-        Binding("left,right", "app.focus_next", show=False),
+        Binding("y", "answer(True)", "Yes", id="confirm.yes", tooltip="Do it"),
+        Binding("n,escape", "answer(False)", "No", id="confirm.no", tooltip="Leave everything as it is"),
+        Binding("left,right", "app.focus_next", "Other", show=False, id="confirm.other", tooltip="The other answer"),
     ]
 
     def __init__(self, question: str, text: str, yes: str) -> None:
