@@ -1,0 +1,507 @@
+"""One log, or several merged by time, read for a screen in a thread of its own: what is asked for comes as windows.
+
+A window is a few hundred lines around a place. Nothing else of a log is held, so that a log of any size opens at once
+and costs next to no memory; filters and searches run in children (`scanner.py`), and what they found is looked up.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from backends.logs.file import LogFile, stamp_of
+from backends.logs.scanner import Scan
+from backends.logs.text import BLOCK_BYTES, ERROR, Rule, heading
+
+POLL_S = 0.1
+TELL_EVERY_S = 1 / 30
+YIELD_S = 0.001
+"""Slept after each step of counting, or the UI loop would wait its turn for the interpreter again and again."""
+
+FIRST_BLOCKS = 4
+"""So many blocks at a log's beginning tell which processes write into it."""
+
+Key = tuple[int, int, int]
+"""A line's place among all that are shown: its time in ms where logs are merged (else 0), its log, its byte in that."""
+
+END: Key = (1 << 62, 1 << 30, 1 << 62)
+START: Key = (-(1 << 62), -1, -(1 << 62))
+
+
+class LogLine(NamedTuple):
+    """A line, and where it stands."""
+
+    key: Key
+    text: str
+
+    @property
+    def source(self) -> int:
+        """Which of the merged logs it is from."""
+        return self.key[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of the log is known: `lines` are counted, `appended_lines` came since it was opened.
+
+    `is_whole` says that all are counted; `problem` why a file cannot be read, if so. `shown` are the lines that the
+    filter has let pass so far, None without one; `processes` are those that write into the log, as far as is known.
+    """
+
+    lines: int = 0
+    size_bytes: int = 0
+    is_whole: bool = False
+    exists: bool = False
+    problem: str | None = None
+    appended_lines: int = 0
+    shown: int | None = None
+    is_filtering: bool = False
+    matches: int | None = None
+    match: int | None = None
+    is_searching: bool = False
+    is_looking: bool = False
+    processes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Lines around the place asked for last, which is before the one at `focus`, in the order in which they are shown.
+
+    `ask` is the number of that question, `jump` that of the jump that led here; `first` and `last` say that nothing
+    comes before, or after them. `number` is the first line's in its log, from 1, where that is known.
+    `marks` are the places of the first and last line within the log as a whole, from 0 to 1.
+    """
+
+    ask: int
+    jump: int
+    lines: tuple[LogLine, ...]
+    focus: int
+    first: bool
+    last: bool
+    number: int | None
+    marks: tuple[float, float]
+    has_found: bool
+
+
+EMPTY = Window(0, 0, (), 0, first=True, last=True, number=None, marks=(0.0, 1.0), has_found=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Jump:
+    number: int
+    to: str
+    key: Key
+    direction: int = 1
+
+
+class LogReader:
+    """Reads the logs at `paths`, of which one that does not exist yet is waited for.
+
+    `on_change` is called from the reading thread, at most 30 times a second; `window` and `extent` are then new. All
+    other methods are called from the UI loop and do no I/O. `close` must be called in the end.
+    """
+
+    def __init__(self, paths: Sequence[Path], on_change: Callable[[], object], block_bytes: int = BLOCK_BYTES) -> None:
+        self.paths = tuple(paths)
+        self.window = EMPTY
+        self.extent = Extent()
+        self._on_change = on_change
+        self._block_bytes = block_bytes
+        self._sources = [LogFile(path, block_bytes) for path in paths]
+        self._orders: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._running = threading.Event()
+        self._running.set()
+        self._filters: list[Scan] = []
+        self._searches: list[Scan] = []
+        self._hunts: list[Scan] = []
+        self._match: Key | None = None
+        self._place: Key = END
+        self._ask = self._asked = self._jumps = 0
+        self._jump: _Jump | None = None
+        self._jumped, self._has_found = 0, False
+        self._around = 200
+        self._problem: str | None = None
+        self._processes: dict[str, None] = {}
+        self._grown = self._stale = self._changed = False
+        self._told_at = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"log {self.paths[0].name}", daemon=True)
+
+    def open(self) -> None:
+        """Start reading."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let the thread end, and its children with it, without waiting for them."""
+        self._closed.set()
+        self._running.set()
+        self._wake.set()
+
+    def pause(self) -> None:
+        """Do nothing until `resume`: nobody looks."""
+        self._running.clear()
+
+    def resume(self) -> None:
+        """Go on, with what was written meanwhile."""
+        self._running.set()
+        self._wake.set()
+
+    def show(self, place: Key, around: int) -> int:
+        """Ask for the window of `around` lines each before and from `place` on; returns the question's number."""
+        self._ask += 1
+        ask = self._ask
+
+        def order() -> None:
+            self._place, self._around, self._asked = place, around, ask
+            self._stale = True
+
+        return self._order(order, ask)
+
+    def jump_to(self, fraction: float) -> int:
+        """Go to a part of the way through the log, from 0 to 1; returns the jump's number."""
+        return self._begin_jump(lambda number: self._land(number, self._at_fraction(fraction)))
+
+    def jump_to_moment(self, moment: datetime) -> int:
+        """Go to the first line of `moment` (with a time zone) or later."""
+        return self._begin_jump(lambda number: self._land(number, self._at_moment(moment)))
+
+    def last_moment(self, tell: Callable[[datetime | None], object]) -> None:
+        """Have `tell` called, in the reading thread, with the time of the log's last line."""
+
+        def order() -> None:
+            moments = [moment for source in self._sources if (moment := source.last_moment())]
+            tell(max(moments, default=None))
+
+        self._order(order, 0)
+
+    def jump_to_match(self, key: Key, direction: int) -> int:
+        """Go to the next match below `key` (1) or above (-1), around the end, or to the nearest (0)."""
+
+        def order(number: int) -> None:
+            self._jump = _Jump(number, "match", key, direction)
+
+        return self._begin_jump(order)
+
+    def jump_to_error(self, key: Key) -> int:
+        """Go to the first line at `key` or below that is an error or worse, once it is known."""
+
+        def order(number: int) -> None:
+            self._jump = _Jump(number, "error", key)
+            self._hunts = self._scans(Rule(ERROR), key)
+
+        return self._begin_jump(order)
+
+    def stay(self) -> None:
+        """Forget a jump whose goal is not known yet."""
+        self._order(self._end_jump, 0)
+
+    def filter(self, level: int, processes: Sequence[str]) -> None:
+        """Show only lines of a level (a rank of `text.LEVELS`) or worse, and of these processes; 0 and () show all."""
+        names = tuple(processes)
+
+        def order() -> None:
+            _close(self._filters)
+            rule = Rule(level, names)
+            self._filters = self._scans(rule, self._place) if rule.filters else []
+            self._stale = True
+
+        self._order(order, 0)
+
+    def search(self, pattern: re.Pattern[str] | None, rule: tuple[int, Sequence[str]], key: Key) -> None:
+        """Search all lines that the filter `rule` lets pass, those at `key` and below first; None ends the search."""
+
+        def order() -> None:
+            _close(self._searches)
+            self._match = None
+            self._searches = self._scans(Rule(*rule, pattern), key) if pattern else []
+            self._changed = True
+
+        self._order(order, 0)
+
+    @property
+    def children(self) -> list[int]:
+        """The pids of the searching children."""
+        scans = [*self._filters, *self._searches, *self._hunts]
+        return [scan.pid for scan in scans if scan.pid is not None]
+
+    def _order(self, order: Callable[[], None], number: int) -> int:
+        self._orders.append(order)
+        self._wake.set()
+        return number
+
+    def _begin_jump(self, order: Callable[[int], None]) -> int:
+        self._jumps += 1
+        number = self._jumps
+
+        def begin() -> None:
+            self._end_jump()
+            order(number)
+
+        return self._order(begin, number)
+
+    def _run(self) -> None:
+        polled_at = 0.0
+        while not self._closed.is_set():
+            self._running.wait()
+            busy = False
+            try:
+                if time.monotonic() - polled_at >= POLL_S:
+                    polled_at = time.monotonic()
+                    self._poll()
+                while self._orders:
+                    self._orders.popleft()()
+                self._feed()
+                if self._jump is not None:
+                    self._try_jump(self._jump)
+                self._tell()
+                for source in self._sources:
+                    if source.count_newer() | source.count_older():
+                        busy = self._changed = True
+                        time.sleep(YIELD_S)
+            except OSError as error:
+                self._set_problem(error.strerror or str(error))
+                self._tell()
+            if not busy:
+                left_s = TELL_EVERY_S - (time.monotonic() - self._told_at)
+                self._wake.wait(max(0.0, left_s) if self._changed or self._stale else POLL_S)
+                self._wake.clear()
+        _close(self._filters, self._searches, self._hunts)
+        for source in self._sources:
+            source.close()
+
+    def _poll(self) -> None:
+        problem = None
+        for source in self._sources:
+            try:
+                existed, end = source.exists, source.end
+                while source.poll():
+                    self._grown = self._changed = True
+                    if source.end - end > 1 << 20:
+                        break
+                if source.exists and not existed:
+                    self._learn(source)
+                    self._stale = True
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                problem = error.strerror or str(error)
+        self._set_problem(problem)
+
+    def _set_problem(self, problem: str | None) -> None:
+        if problem != self._problem:
+            self._problem, self._changed = problem, True
+
+    def _learn(self, source: LogFile) -> None:
+        """Note which processes write, as a start tells: engines name them all early."""
+        first = source.parts[0]
+        for number in range(FIRST_BLOCKS):
+            for line in source.block(first, number).texts:
+                if process := heading(line)[0]:
+                    self._processes.setdefault(process)
+
+    def _feed(self) -> None:
+        for scans in (self._filters, self._searches, self._hunts):
+            for source, scan in zip(self._sources, scans, strict=False):
+                scan.feed(source.parts, 0)
+
+    def _scans(self, rule: Rule, key: Key) -> list[Scan]:
+        scans = []
+        for number, source in enumerate(self._sources):
+            scan = Scan(rule, self._heard, self._block_bytes)
+            scan.feed(source.parts, self._at(number, key))
+            scans.append(scan)
+        return scans
+
+    def _heard(self) -> None:
+        """Runs in a search's thread."""
+        self._changed = True
+        self._wake.set()
+
+    def _tell(self) -> None:
+        if not self._stale and (not self._changed or time.monotonic() - self._told_at < TELL_EVERY_S):
+            return
+        window = self.window
+        is_open_ended = self._place == END or window.last or not window.lines
+        is_filling = bool(self._filters) and not self._is_full(window)
+        if self._stale or is_filling or (self._grown and is_open_ended) or window.jump != self._jumped:
+            self.window = self._windowed()
+        self._grown = self._stale = self._changed = False
+        self._told_at = time.monotonic()
+        self.extent = self._extent()
+        self._on_change()
+
+    def _is_full(self, window: Window) -> bool:
+        before, after = window.focus, len(window.lines) - window.focus
+        return (before >= self._around or window.first) and (after >= self._around or window.last)
+
+    def _extent(self) -> Extent:
+        sources, filters, searches = self._sources, self._filters, self._searches
+        return Extent(
+            lines=sum(source.lines for source in sources),
+            size_bytes=sum(source.end - source.start for source in sources),
+            is_whole=all(source.is_counted for source in sources),
+            exists=any(source.exists for source in sources),
+            problem=self._problem,
+            appended_lines=sum(source.appended_lines + source.is_open for source in sources),
+            shown=sum(scan.count for scan in filters) if filters else None,
+            is_filtering=not all(scan.is_done for scan in filters),
+            matches=sum(scan.count for scan in searches) if searches else None,
+            match=self._rank(self._match) if searches and self._match else None,
+            is_searching=not all(scan.is_done for scan in searches),
+            is_looking=self._jump is not None,
+            processes=tuple(self._processes),
+        )
+
+    def _rank(self, key: Key) -> int:
+        pairs = zip(self._sources, self._searches, strict=True)
+        return 1 + sum(source.rank(self._at(n, key), scan) - 1 for n, (source, scan) in enumerate(pairs))
+
+    def _windowed(self) -> Window:
+        before, is_first = ([], True) if self._place == START else self._before(self._place, self._around)
+        after, is_last = ([], True) if self._place == END else self._from(self._place, self._around)
+        lines = (*before, *after)
+        number = None
+        if lines and len(self._sources) == 1 and not self._filters:
+            number = self._sources[0].line_number(lines[0].key[2])
+        marks = (self._mark(lines[0].key), self._mark(lines[-1].key)) if lines else (0.0, 1.0)
+        return Window(
+            self._asked, self._jumped, lines, len(before), is_first, is_last, number, marks, self._has_found
+        )  # fmt: skip
+
+    def _mark(self, key: Key) -> float:
+        source = self._sources[key[1]]
+        return (key[2] - source.start) / max(1, source.end - source.start)
+
+    def _at(self, number: int, key: Key) -> int:
+        """Return where in one of the logs the lines from `key` on begin."""
+        source = self._sources[number]
+        if key == END:
+            return source.end + 1
+        if key == START:
+            return source.start
+        if len(self._sources) == 1 or number == key[1]:
+            return key[2]
+        # Lines of the same millisecond stand in the order of their logs.
+        return source.place_of(datetime.fromtimestamp((key[0] + (number < key[1])) / 1000, UTC))
+
+    def _from(self, key: Key, most: int) -> tuple[list[LogLine], bool]:
+        found: list[LogLine] = []
+        is_whole = True
+        for number, source in enumerate(self._sources):
+            scan = self._filters[number] if self._filters else None
+            lines, ends = source.lines_from(self._at(number, key), most, scan)
+            found += self._keyed(number, lines, key[0])
+            is_whole &= ends
+        if len(self._sources) > 1:
+            found.sort(key=lambda line: line.key)
+        return found[:most], is_whole and len(found) <= most
+
+    def _before(self, key: Key, most: int) -> tuple[list[LogLine], bool]:
+        found: list[LogLine] = []
+        is_whole = True
+        for number, source in enumerate(self._sources):
+            scan = self._filters[number] if self._filters else None
+            lines, ends = source.lines_before(self._at(number, key), most, scan)
+            found += self._keyed(number, lines, None)
+            is_whole &= ends
+        if len(self._sources) > 1:
+            found.sort(key=lambda line: line.key)
+        return found[-most:], is_whole and len(found) <= most
+
+    def _keyed(self, number: int, lines: list[tuple[int, str]], when: int | None) -> list[LogLine]:
+        """Give lines their keys; where logs are merged, one without a time has that of the line above it."""
+        if len(self._sources) == 1:
+            return [LogLine((0, 0, at), text) for at, text in lines]
+        if when is None or abs(when) == END[0]:
+            first = next((moment for _, text in lines if (moment := stamp_of(text))), None)
+            when = _milliseconds(first) if first else 0
+        keyed = []
+        for at, text in lines:
+            moment = stamp_of(text)
+            when = _milliseconds(moment) if moment else when
+            keyed.append(LogLine((when, number, at), text))
+        return keyed
+
+    def _at_fraction(self, fraction: float) -> Key:
+        biggest = max(self._sources, key=lambda source: source.end - source.start)
+        at = biggest.start + int(fraction * (biggest.end - biggest.start))
+        lines, _ = biggest.lines_from(at, 1)
+        return self._keyed(self._sources.index(biggest), lines, 0)[0].key if lines else END
+
+    def _at_moment(self, moment: datetime) -> Key:
+        if len(self._sources) == 1:
+            return (0, 0, self._sources[0].place_of(moment))
+        return (_milliseconds(moment), -1, 0)
+
+    def _end_jump(self) -> None:
+        _close(self._hunts)
+        self._jump, self._hunts, self._changed = None, [], True
+
+    def _land(self, number: int, key: Key | None) -> None:
+        """End a jump at `key`, or where it began if there is no goal."""
+        self._end_jump()
+        self._jumped, self._has_found = number, key is not None
+        if key is not None:
+            self._place = key
+        self._stale = True
+
+    def _try_jump(self, jump: _Jump) -> None:
+        scans = self._searches if jump.to == "match" else self._hunts
+        if not scans:
+            self._land(jump.number, None)
+        elif jump.to == "error":
+            if found := self._found(scans, jump.key, 1, is_sure=all(scan.has_reached_end for scan in scans)):
+                self._land(jump.number, found)
+            elif all(scan.has_reached_end for scan in scans):
+                self._land(jump.number, None)
+        else:
+            self._try_match(jump, scans)
+
+    def _try_match(self, jump: _Jump, scans: list[Scan]) -> None:
+        below, done = all(scan.has_reached_end for scan in scans), all(scan.is_done for scan in scans)
+        if jump.direction >= 0:
+            beyond = (
+                (jump.key[0], jump.key[1], jump.key[2] + jump.direction) if jump.key not in (START, END) else jump.key
+            )
+            found = self._found(scans, beyond, 1, is_sure=below)
+            if not found and below and jump.direction:
+                found = self._found(scans, START, 1, is_sure=done)
+            elif not found and below:
+                found = self._found(scans, jump.key, -1, is_sure=done)
+        else:
+            found = self._found(scans, jump.key, -1, is_sure=done)
+            if not found and done:
+                found = self._found(scans, END, -1, is_sure=done)
+        if found or done:
+            self._match = found or self._match
+            self._land(jump.number, found)
+
+    def _found(self, scans: list[Scan], key: Key, direction: int, *, is_sure: bool) -> Key | None:
+        """Return the nearest line found from `key` on, or before it; in merged logs once all are searched."""
+        found: list[Key] = []
+        for number, (source, scan) in enumerate(zip(self._sources, scans, strict=True)):
+            find = source.find_from if direction > 0 else source.find_before
+            at = find(self._at(number, key), scan)
+            if at is not None:
+                lines, _ = source.lines_from(at, 1)
+                found.append(self._keyed(number, lines, 0)[0].key)
+        if not found or (len(scans) > 1 and not is_sure):
+            return None
+        return min(found) if direction > 0 else max(found)
+
+
+def _milliseconds(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)
+
+
+def _close(*groups: list[Scan]) -> None:
+    for scan in [scan for group in groups for scan in group]:
+        scan.close()
