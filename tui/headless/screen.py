@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backends.client import AsyncKeeper, KeeperLink
 from backends.readonly import ReadOnlyKeeper, forbids, unkept_updates
-from tui.app import GpuboxApp
+from tui.terminal import TerminalApp
 
 if TYPE_CHECKING:
     from profiles.store import Store
@@ -23,6 +23,6 @@ def open_screen(store: Store, launch: LaunchIntent | None, simulate: str | None)
         link = ReadOnlyKeeper(simulated) if forbids() else simulated
     else:
         link = ReadOnlyKeeper(AsyncKeeper(starts_keeper=False), unkept_updates) if forbids() else AsyncKeeper()
-    app = GpuboxApp(link, store=store, launch=launch, simulated=bool(simulate))
+    app = TerminalApp(link, store=store, launch=launch, simulated=bool(simulate))
     app.run()
     return app.return_code or 0

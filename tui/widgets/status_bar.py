@@ -8,12 +8,12 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.events import Click
-from textual.widgets import Static
 
 from backends.snapshots import Server, ServerState
 from tui.format import duration, fit, percent
 from tui.progress import start_text, wedged_text
 from tui.themes import STATES, Palette, palette
+from tui.widgets.still import Still
 
 if TYPE_CHECKING:
     from tui.app import GpuboxApp
@@ -41,8 +41,8 @@ class StatusBar(Vertical):
 
     def compose(self) -> ComposeResult:
         """Make the two lines."""
-        yield Static(id="line")
-        yield Static(id="trouble")
+        yield Still(id="line")
+        yield Still(id="trouble")
 
     def on_mount(self) -> None:
         """Follow the app's state, and let the age of old data grow."""
@@ -59,8 +59,8 @@ class StatusBar(Vertical):
         if not self.screen.is_current:
             return
         width = self.app.size.width
-        self.query_one("#line", Static).update(status_line(self.gpubox, width, palette(self.app)))
-        trouble = self.query_one("#trouble", Static)
+        self.query_one("#line", Still).update(status_line(self.gpubox, width, palette(self.app)))
+        trouble = self.query_one("#trouble", Still)
         trouble.display = self.gpubox.trouble is not None
         if self.gpubox.trouble is not None:
             trouble.update(Text(fit(_trouble(self.gpubox), width), no_wrap=True))

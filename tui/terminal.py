@@ -1,0 +1,144 @@
+"""The control center in a real terminal: only what changed is written, and never faster than the terminal takes it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import IO, Any
+
+from rich.color import ColorSystem
+from rich.console import RenderableType
+from textual._ansi_sequences import SYNC_END, SYNC_START
+from textual._compositor import ChopsUpdate, LayoutUpdate
+from textual.app import App
+from textual.driver import Driver
+from textual.drivers.linux_driver import LinuxDriver
+from textual.geometry import Offset
+from textual.screen import ModalScreen, Screen
+
+from tui.app import GpuboxApp
+from tui.painting import Painter
+
+NOWHERE = Offset(0, 0)
+"""Where the hidden cursor is while nobody types text: then it matters to no input method, and stays where it is."""
+
+
+class _Drain:
+    """The terminal's file, as Textual's writing thread sees it; `when_empty` is called once all has left."""
+
+    def __init__(self, file: IO[str], when_empty: Callable[[], object]) -> None:
+        self._file = file
+        self._when_empty = when_empty
+
+    def write(self, text: str) -> int:
+        """Write, for as long as the terminal takes."""
+        return self._file.write(text)
+
+    def flush(self) -> None:
+        """Wait until all has left; the thread does so whenever it has nothing more to write."""
+        self._file.flush()
+        self._when_empty()
+
+    def fileno(self) -> int:
+        """The terminal."""
+        return self._file.fileno()
+
+
+class PacedDriver(LinuxDriver):
+    """Textual's own, which also knows whether the terminal has taken what was written."""
+
+    def __init__(self, app: App[Any], **options: Any) -> None:
+        super().__init__(app, **options)
+        self._taken = threading.Event()
+        self._taken.set()
+        assert self._file is not None
+        self._file = _Drain(self._file, self._was_taken)  # type: ignore[assignment]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the terminal is still being written to."""
+        return not self._taken.is_set()
+
+    def write(self, data: str) -> None:
+        """Have something written, in the background."""
+        self._taken.clear()
+        super().write(data)
+
+    def start_application_mode(self) -> None:
+        """Take over the terminal, whatever stands on it."""
+        if isinstance(self._app, TerminalApp):
+            self._app.forget_terminal()
+        super().start_application_mode()  # type: ignore[no-untyped-call]
+
+    def stop_application_mode(self) -> None:
+        """Give the terminal back, with no colour left on."""
+        self.write("\x1b[m")
+        super().stop_application_mode()
+
+    def _was_taken(self) -> None:
+        self._taken.set()
+        loop = self._app._loop
+        if isinstance(self._app, TerminalApp) and self._app.waits_for_terminal and loop is not None:
+            loop.call_soon_threadsafe(self._app.paint)
+
+
+class TerminalApp(GpuboxApp):
+    """The control center, painted sparingly."""
+
+    waits_for_terminal = False
+    _painter: Painter | None = None
+    _painted_mode: Screen[Any] | None = None
+    _cursor = NOWHERE
+
+    def get_driver_class(self) -> type[Driver]:
+        """Return the driver that tells whether the terminal keeps up, in place of Textual's own."""
+        found = super().get_driver_class()
+        return PacedDriver if found is LinuxDriver else found
+
+    def forget_terminal(self) -> None:
+        """Paint everything at the next occasion."""
+        if self._painter is not None:
+            self._painter.forget()
+
+    def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
+        driver = self._driver
+        if (
+            not isinstance(renderable, LayoutUpdate | ChopsUpdate)
+            or not self._running
+            or self._closed
+            or self._batch_count
+            or self.is_headless
+            or driver is None
+            or driver.is_inline
+        ):
+            super()._display(screen, renderable)
+            return
+        if self._painter is None:
+            self._painter = Painter(self.console._color_system or ColorSystem.TRUECOLOR)
+        self._painter.resize(*self.size)
+        if not isinstance(screen, ModalScreen) and screen is not self._painted_mode:
+            # Whoever changes the mode gets a whole picture, also where something else has spoilt the terminal.
+            self._painted_mode = screen
+            self._painter.forget()
+        self._painter.take(renderable)
+        self.paint()
+        self.post_display_hook()
+
+    def paint(self) -> None:
+        """Write what the terminal does not show yet, unless it is still busy with what was written before."""
+        driver, painter = self._driver, self._painter
+        if driver is None or painter is None or not self._running or self._closed:
+            return
+        if isinstance(driver, PacedDriver) and driver.is_behind:
+            self.waits_for_terminal = True
+            return
+        self.waits_for_terminal = False
+        cursor = self.screen.outer_size.clamp_offset(self.cursor_position)
+        said = painter.paint()
+        if not said and cursor == self._cursor:
+            return
+        self._cursor = self._previous_cursor_position = cursor
+        if cursor != NOWHERE:
+            said += f"\x1b[{cursor.y + 1};{cursor.x + 1}H"
+        driver.write(f"{SYNC_START}{said}{SYNC_END}" if self._sync_available else said)
+        driver.flush()
