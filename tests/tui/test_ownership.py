@@ -75,7 +75,7 @@ async def test_every_share_is_drawn_and_told_without_colour() -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "GPU 0 ·" in shown(pilot), "the details")
         (row,) = lines_with(pilot, "129.0/139.8")
-        assert "█████×▒▒▒▒▒" in row
+        assert "████×▒▒▒▒" in row
         text = " ".join(line.strip() for line in shown(pilot).splitlines())
         for share in (
             "█ server m7b 60.0 GiB",

@@ -8,20 +8,22 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable
 
 from backends.errors import GpuboxError
 from backends.orphans import Orphan
-from backends.snapshots import Box, Gpu, GpuProcess, Owner, Server, Snapshot
+from backends.snapshots import Box, EccErrors, Gpu, GpuProcess, Missing, Owner, Server, Snapshot
 from tui.format import memory, plural
 from tui.owners import SIGNS, owned
 from tui.screens.base import DETAILS_TOOLTIP, GpuboxScreen
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.end_foreign import EndForeignScreen
 from tui.themes import STATES, Palette, palette
+from tui.widgets.gpu_balance import GpuWindow
 from tui.widgets.gpu_details import GpuDetails
 from tui.widgets.gpu_table import GpuTable
 from tui.widgets.host_line import box_line, host_line
+from tui.widgets.live_text import LiveText
 from tui.widgets.status_bar import describe
 
 HISTORY_EVERY_S = 5.0
@@ -41,16 +43,17 @@ class BoxScreen(GpuboxScreen):
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
-        yield Static(id="host")
+        yield LiveText(id="host")
         yield GpuTable()
         yield GpuDetails()
-        yield Static(id="no-gpu")
+        yield LiveText(id="no-gpu", wraps=True)
 
     def __init__(self) -> None:
         super().__init__()
         self._asked_for: str | None = None
         self._offered: object = None
         self._unplaced: tuple[Orphan, ...] = ()
+        self._window = GpuWindow()
 
     def on_mount(self) -> None:
         """Keep the history of the GPU under the cursor fresh, and what no GPU shows: orphans on the CPU."""
@@ -66,10 +69,11 @@ class BoxScreen(GpuboxScreen):
         width, colours = self.app.size.width - 2, palette(self.app)
         lines = [box_line(snapshot.box, width, colours), host_line(snapshot.box.host, width, colours)]
         lines += [_unplaced_line(orphan, colours) for orphan in self._unplaced]
-        self.query_one("#host", Static).update(Text("\n").join(lines if snapshot.box.gpus else lines[1:]))
+        self.query_one("#host", LiveText).show(Text("\n").join(lines if snapshot.box.gpus else lines[1:]))
+        self._window.take(snapshot.box)
         self.set_class(not snapshot.box.gpus, "-no-gpu")
         if not snapshot.box.gpus:
-            self.query_one("#no-gpu", Static).update(no_gpu(snapshot.box, snapshot.servers, colours))
+            self.query_one("#no-gpu", LiveText).show(no_gpu(snapshot.box, snapshot.servers, colours))
             self._offer()
             return
         table = self.query_one(GpuTable)
@@ -78,10 +82,43 @@ class BoxScreen(GpuboxScreen):
 
     def _show_details(self, snapshot: Snapshot, uuid: str | None) -> None:
         details = self.query_one(GpuDetails)
-        details.follow(snapshot, uuid)
+        balances = [
+            self._window.balance(server) for server in snapshot.servers if server.is_live and uuid in server.gpus
+        ]
+        details.follow(snapshot, uuid, [balance for balance in balances if balance is not None])
         self._offer()
         if details.lacks_history and self._asked_for != uuid:
             self._read_history()
+
+    def explained(self) -> tuple[str, ...]:
+        """What is wrong with the GPU under the cursor first, then what stands in the table and the details."""
+        snapshot, gpu = self.gpubox.snapshot, self._gpu()
+        if snapshot is None:
+            return ()
+        host = ("cpu_utilization", "load_1m", "memory_available_bytes")
+        if gpu is None:
+            return host
+        wrong = [] if gpu.xids == () or isinstance(gpu.xids, Missing) else ["xid"]
+        if isinstance(gpu.ecc, EccErrors) and gpu.ecc.uncorrected:
+            wrong.append("ecc_uncorrected")
+        if isinstance(gpu.throttling, tuple) and gpu.throttling:
+            wrong.append("throttle")
+        shared = any(len(server.gpus) > 1 and gpu.uuid in server.gpus for server in snapshot.servers if server.is_live)
+        figures = (
+            *wrong,
+            *(("tp_balance",) if shared else ()),
+            "memory_used_bytes",
+            "shares",
+            "utilization",
+            "temperature_c",
+            "power_w",
+            "grants",
+            "processes",
+            *(("orphan",) if self._orphans() else ()),
+            *("ecc_uncorrected", "ecc_corrected", "throttle", "xid"),
+            *host,
+        )
+        return tuple(dict.fromkeys(figures))
 
     def action_scroll_details(self, lines: int) -> None:
         """Show what the panel has no room for."""
@@ -188,7 +225,7 @@ class BoxScreen(GpuboxScreen):
         details = self.query_one(GpuDetails)
         details.take(uuid, series)
         if self.gpubox.snapshot is not None:
-            details.follow(self.gpubox.snapshot, details.uuid)
+            self._show_details(self.gpubox.snapshot, details.uuid)
 
 
 def _unplaced_line(orphan: Orphan, colours: Palette) -> Text:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
-from textual.widgets import Static
 
 from backends.snapshots import Gpu, GpuProcess, Missing, Series, Server, Snapshot
 from tui.format import NOTHING, fit, memory, percent, shown
 from tui.owners import owner_text
 from tui.themes import MEMORY_LEVELS, Palette, palette
 from tui.widgets.bars import faded, history
+from tui.widgets.gpu_balance import Balance, balance_text
+from tui.widgets.gpu_health import all_well, health_lines
 from tui.widgets.gpu_table import memory_ratio
+from tui.widgets.live_text import LiveText
 from tui.widgets.share_bar import owner_colour, share_lines
 
 READINGS = (
@@ -25,12 +27,22 @@ READINGS = (
     ("power_w", "power"),
     ("power_limit_w", "power limit"),
     ("processes", "processes"),
+    ("ecc", "ECC errors"),
+    ("throttling", "throttling"),
+    ("xids", "XIDs"),
 )
+HEALTH = ("ecc", "throttling", "xids")
 WITH_UUID = 100
-TIGHT = 4
+TIGHT = 5
 """Below so many lines the processes go without their heading."""
 TWO_ROWS = 14
 """Lines from which all four charts are drawn."""
+
+CHART_ROWS = 4
+"""Lines from which a chart has more than one line."""
+
+LEISURE = 12
+"""Lines from which it is also said what is in order."""
 
 
 class GpuDetails(VerticalScroll):
@@ -46,34 +58,38 @@ class GpuDetails(VerticalScroll):
         self.uuid: str | None = None
         self._series: Series | None = None
         self._snapshot: Snapshot | None = None
+        self._balances: Sequence[Balance] = ()
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
-        yield Static(id="gpu-facts")
-        yield Static(id="gpu-history")
+        yield LiveText(id="gpu-facts")
+        yield LiveText(id="gpu-history")
 
-    def follow(self, snapshot: Snapshot, uuid: str | None) -> None:
-        """Show the newest readings of `uuid`."""
+    def follow(self, snapshot: Snapshot, uuid: str | None, balances: Sequence[Balance] = ()) -> None:
+        """Show the newest readings of `uuid`, and how even the work of its servers is."""
         gpu = next((g for g in snapshot.box.gpus if g.uuid == uuid), None)
         if uuid != self.uuid:
             self.uuid, self._series = uuid, None
             self.scroll_home(animate=False)
-        self._snapshot = snapshot
+        self._snapshot, self._balances = snapshot, balances
         if gpu is None:
             return
         colours, width = palette(self.app), max(20, self.size.width)
         servers = {server.name: server for server in snapshot.servers}
-        facts = gpu_facts(gpu, servers, width, colours, tight=self.size.height < TIGHT)
-        self.query_one("#gpu-facts", Static).update(facts)
+        more = [balance_text(balance, colours) for balance in balances] + health_lines(gpu, snapshot.box.at, colours)
+        if self.size.height >= LEISURE and (well := all_well(gpu, colours)) is not None:
+            more.append(well)
+        facts = gpu_facts(gpu, servers, width, colours, more=more, tight=self.size.height < TIGHT)
+        self.query_one("#gpu-facts", LiveText).show(facts)
         hidden = facts.plain.count("\n") + 1 - self.size.height
-        more = f" · {hidden} more: ^↓" if hidden > 0 else f" · {gpu.uuid}" if width >= WITH_UUID else ""
-        self.border_title = f"GPU {gpu.index} · {gpu.name}{more}"
+        rest = f" · {hidden} more: ^↓" if hidden > 0 else f" · {gpu.uuid}" if width >= WITH_UUID else ""
+        self.border_title = f"GPU {gpu.index} · {gpu.name}{rest}"
         self._draw(gpu, width, facts.plain.count("\n") + 1, colours)
 
     def on_resize(self) -> None:
         """Draw anew for the room there is now."""
         if self._snapshot is not None:
-            self.follow(self._snapshot, self.uuid)
+            self.follow(self._snapshot, self.uuid, self._balances)
 
     @property
     def lacks_history(self) -> bool:
@@ -86,16 +102,25 @@ class GpuDetails(VerticalScroll):
             self._series = series
 
     def _draw(self, gpu: Gpu, width: int, above: int, colours: Palette) -> None:
-        part = self.query_one("#gpu-history", Static)
+        part = self.query_one("#gpu-history", LiveText)
         room = self.size.height - above
-        part.display = self._series is not None and len(self._series.at) > 1 and room >= 4
+        part.display = self._series is not None and len(self._series.at) > 1 and room >= 1
         if part.display and self._series is not None:
-            part.update(gpu_history(self._series, gpu, width, room, colours))
+            draw = gpu_history if room >= CHART_ROWS else gpu_history_line
+            part.show(draw(self._series, gpu, width, room, colours))
 
 
-def gpu_facts(gpu: Gpu, servers: Mapping[str, Server], width: int, colours: Palette, *, tight: bool) -> Text:
-    """Say whose the GPU and each part of its memory is, what runs on it, and what could not be read."""
-    lines = [_summary(gpu, servers, colours)]
+def gpu_facts(
+    gpu: Gpu,
+    servers: Mapping[str, Server],
+    width: int,
+    colours: Palette,
+    *,
+    more: Sequence[Text] = (),
+    tight: bool,
+) -> Text:
+    """Say whose the GPU and each part of its memory is, `more`, what runs on it, and what could not be read."""
+    lines = [_summary(gpu, servers, colours), *(() if tight else more)]
     if gpu.refusal is not None:
         lines.append(Text(f"⊘ cannot be assigned: {gpu.refusal}", style=colours.warn))
     if not tight:
@@ -111,9 +136,11 @@ def gpu_facts(gpu: Gpu, servers: Mapping[str, Server], width: int, colours: Pale
                 lines.append(Text(f"{'':>8}  {process.note}", style=colours.warn))
     else:
         lines.append(Text("no processes", style=colours.dim))
+    if tight:
+        lines += more
     for name, title in READINGS:
         reading = getattr(gpu, name)
-        if isinstance(reading, Missing) and name != "processes":
+        if isinstance(reading, Missing) and name != "processes" and not (name in HEALTH and gpu.refusal):
             lines.append(Text(f"{title} {NOTHING} {reading.reason}", style=colours.dim))
     return Text("\n", no_wrap=True).join(lines)
 
@@ -147,6 +174,20 @@ def _process_line(process: GpuProcess, width: int, colours: Palette) -> Text:
         (f"{fit(owner_text(process), 18):<18}  ", owner_colour(process.owner, colours)),
         (command, colours.text),
     )
+
+
+def gpu_history_line(series: Series, gpu: Gpu, width: int, height: int, colours: Palette) -> Text:
+    """Draw utilization and memory in one line, newest on the right; `height` is at least that."""
+    top = 1.0 if isinstance(gpu.memory_total_bytes, Missing) else float(gpu.memory_total_bytes)
+    half = (width - 3) // 2
+    parts = [
+        Text.assemble((f"{title} ", colours.dim), (history(values, half - len(title) - 1, 1, most)[0], colour))
+        for title, values, most, colour in (
+            ("utilization", series.points.get("utilization", ()), 1.0, colours.primary),
+            ("memory", series.points.get("memory_used_bytes", ()), top, colours.secondary),
+        )
+    ]
+    return Text("   ", no_wrap=True).join(parts)
 
 
 def gpu_history(series: Series, gpu: Gpu, width: int, height: int, colours: Palette) -> Text:

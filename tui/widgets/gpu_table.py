@@ -11,11 +11,13 @@ from tui.format import NOTHING, fit, gib, percent, short_gpu_name, shown
 from tui.owners import SIGNS
 from tui.themes import MEMORY_LEVELS, STATES, UTILIZATION_LEVELS, Palette, palette
 from tui.widgets.bars import bar
+from tui.widgets.gpu_health import health_signs, health_words
 from tui.widgets.live_table import GAP, Column, LiveTable
 from tui.widgets.share_bar import share_bar
 
 WIDE = 110
 WITH_PROCESSES = 150
+HEALTH = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +29,23 @@ class GpuLayout:
     utilization_bar: int
     owner: int
     processes: int
+    health: int
 
 
-def layout(width: int, names: list[str]) -> GpuLayout:
-    """Share `width` out. What is left out first: the processes, then a name that all GPUs have."""
+def layout(width: int, names: list[str], *, faulty: bool) -> GpuLayout:
+    """Share `width` out. What is left out first: the processes, then a name that all GPUs have.
+
+    With little room, health is told in signs, and only where one of the GPUs is `faulty`.
+    """
+    health = HEALTH if width >= WIDE else 2 if faulty else 0
     longest = max((len(n) for n in names), default=4)
     name = longest if width >= WIDE else 0 if len(set(names)) == 1 else min(longest, 9)
-    room = width - (2 + 12 + 5 + 4 + 7 + 5 * GAP) - (name + GAP if name else 0)
+    room = width - (2 + 12 + 5 + 4 + 7 + 5 * GAP) - (name + GAP if name else 0) - (health + GAP if health else 0)
     owner = min(30, max(14, room // 3 if width >= WIDE else room // 2 - 1))
     processes = (room - owner) // 3 if width >= WITH_PROCESSES else 0
     bars = room - owner - (processes + GAP if processes else 0)
     memory_bar = bars * 6 // 10
-    return GpuLayout(name, memory_bar, bars - memory_bar, owner, processes)
+    return GpuLayout(name, memory_bar, bars - memory_bar, owner, processes, health)
 
 
 class GpuTable(LiveTable):
@@ -47,7 +54,12 @@ class GpuTable(LiveTable):
     def follow(self, snapshot: Snapshot, width: int) -> None:
         """Show the newest readings in `width` cells."""
         colours, gpus = palette(self.app), snapshot.box.gpus
-        sizes = layout(width, [short_gpu_name(gpu.name) for gpu in gpus])
+        at = snapshot.box.at
+        health = {gpu.uuid: health_signs(gpu, at, colours) for gpu in gpus}
+        faulty = any(signs.plain for signs in health.values())
+        sizes = layout(width, [short_gpu_name(gpu.name) for gpu in gpus], faulty=faulty)
+        if sizes.health == HEALTH:
+            health = {gpu.uuid: health_words(gpu, at, colours) for gpu in gpus}
         columns = (
             Column("#", 2, "right"),
             Column("GPU", sizes.name),
@@ -55,15 +67,18 @@ class GpuTable(LiveTable):
             Column("Utilization", sizes.utilization_bar + 5),
             Column("°C", 4, "right"),
             Column("Watt", 7, "right"),
+            Column("Health" if sizes.health == HEALTH else "!", sizes.health),
             Column("Held by", sizes.owner),
             Column("Processes", sizes.processes),
         )
         servers = {server.name: server for server in snapshot.servers}
-        rows = {gpu.uuid: self._row(gpu, servers, sizes, colours) for gpu in gpus}
+        rows = {gpu.uuid: self._row(gpu, servers, health[gpu.uuid], sizes, colours) for gpu in gpus}
         kept = [number for number, column in enumerate(columns) if column.width]
         self.show([columns[n] for n in kept], {key: [row[n] for n in kept] for key, row in rows.items()})
 
-    def _row(self, gpu: Gpu, servers: dict[str, Server], sizes: GpuLayout, colours: Palette) -> tuple[Text | str, ...]:
+    def _row(
+        self, gpu: Gpu, servers: dict[str, Server], health: Text, sizes: GpuLayout, colours: Palette
+    ) -> tuple[Text | str, ...]:
         ratio = memory_ratio(gpu)
         colour = colours.level(ratio, MEMORY_LEVELS)
         used, total = shown(gpu.memory_used_bytes, gib), shown(gpu.memory_total_bytes, gib)
@@ -85,6 +100,7 @@ class GpuTable(LiveTable):
                 (shown(gpu.power_w, lambda w: f"{w:.0f}"), colours.text),
                 (f"/{shown(gpu.power_limit_w, lambda w: f'{w:.0f}'):<3}", colours.dim),
             ),
+            health,
             owner(gpu, servers, sizes.owner, colours),
             Text(fit(_processes(gpu), sizes.processes), style=colours.dim),
         )

@@ -1,0 +1,27 @@
+"""A Static that follows live state: what is the same as before costs nothing."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.widgets import Static
+
+
+class LiveText(Static):
+    """Text that is drawn anew only when it differs, and laid out anew only when its lines may have become others."""
+
+    def __init__(self, *, id: str | None = None, wraps: bool = False) -> None:
+        super().__init__(id=id, markup=False)
+        self._wraps = wraps
+        self._last: tuple[Text, object] | None = None
+
+    @property
+    def text(self) -> Text:
+        """What is shown."""
+        return self._last[0] if self._last else Text()
+
+    def show(self, text: Text) -> None:
+        """Show `text`, which must not be changed afterwards."""
+        last, self._last = self._last, (text, text.style)
+        if self._last != last:
+            same_lines = last is not None and last[0].plain.count("\n") == text.plain.count("\n")
+            self.update(text, layout=self._wraps or not same_lines)
