@@ -29,9 +29,6 @@ LONGEST_PAUSE_S = 10.0
 NEWS_S = 0.1
 """States are posted no more often than this."""
 
-FIGURES_S = 1.1
-"""Servers' figures wait so long for the box's next reading, which comes each second: one frame shows them all."""
-
 
 async def follow(
     link: KeeperLink,
@@ -64,11 +61,7 @@ async def follow(
 
 
 class Paced:
-    """Posts states as often as a person can read them: news soon, mere figures with the box's once-a-second reading.
-
-    A state is posted at once where none was just now, so a single change never waits; the newest is never withheld
-    for longer than FIGURES_S.
-    """
+    """Posts the newest state soon, together with all that comes in the meantime; never more often than each NEWS_S."""
 
     def __init__(self, post: Callable[[Message], object]) -> None:
         self._post = post
@@ -78,45 +71,18 @@ class Paced:
         self._due: asyncio.TimerHandle | None = None
 
     def take(self, update: Update) -> None:
-        """Post the state after an update, now or a moment later, together with what comes until then."""
+        """Have the state after an update posted."""
         before, self._snapshot = self._snapshot, applied(self._snapshot, update)
-        if self._snapshot is None or self._snapshot is before:
-            return
-        at = self._posted_at + (FIGURES_S if _is_figures(before, update) else NEWS_S)
-        if at <= self._loop.time():
-            self._tell()
-        elif self._due is None or at < self._due.when():
-            self._forget_due()
-            self._due = self._loop.call_at(at, self._tell)
+        if self._snapshot is not before and self._due is None:
+            # Not at once: what came in the same message of the keeper is to be shown in the same frame.
+            self._due = self._loop.call_at(max(self._loop.time(), self._posted_at + NEWS_S), self.tell_waiting)
 
     def tell_waiting(self) -> None:
-        """Post a state that still waits."""
-        if self._due is not None:
-            self._tell()
-
-    def _tell(self) -> None:
-        self._forget_due()
-        self._posted_at = self._loop.time()
-        if self._snapshot is not None:
-            self._post(SnapshotChanged(self._snapshot))
-
-    def _forget_due(self) -> None:
-        if self._due is not None:
+        """Post a state that waits now."""
+        if self._due is not None and self._snapshot is not None:
             self._due.cancel()
-            self._due = None
-
-
-def _is_figures(before: Snapshot | None, update: Update) -> bool:
-    """Tell whether an update of a server changes nothing but figures."""
-    if before is None or not isinstance(update, ServerUpdate):
-        return False
-    old = next((server for server in before.servers if server.name == update.server.name), None)
-    return old is not None and _news(old) == _news(update.server)
-
-
-def _news(server: Server) -> tuple[object, ...]:
-    stage = server.stage.name if server.stage is not None else None
-    return server.state, stage, server.cause, server.card, server.launched_at, server.attempt
+            self._due, self._posted_at = None, self._loop.time()
+            self._post(SnapshotChanged(self._snapshot))
 
 
 def applied(snapshot: Snapshot | None, update: Update) -> Snapshot | None:

@@ -153,6 +153,31 @@ async def test_pauses_grow_until_the_keeper_is_heard_again() -> None:
     assert gaps[2] >= 0.08
 
 
+async def test_a_burst_of_updates_is_posted_a_few_times_and_the_newest_is_the_last() -> None:
+    start = simulated()
+    states = [replace(start.servers[0], port=number) for number in range(1000)]
+    messages: list[Message] = []
+    newest = asyncio.Event()
+
+    def post(message: Message) -> None:
+        messages.append(message)
+        if isinstance(message, SnapshotChanged) and message.snapshot.servers[0].port == 999:
+            newest.set()
+
+    class Burst(Script):
+        async def updates(self) -> AsyncIterator[Update]:
+            yield SnapshotUpdate(start)
+            for server in states:
+                yield ServerUpdate(server)
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(follow(Burst(), post, lambda: NOW))  # type: ignore[arg-type]
+    async with asyncio.timeout(10):
+        await newest.wait()
+    task.cancel()
+    assert len(messages) == 1
+
+
 async def test_updates_before_the_first_snapshot_are_no_state() -> None:
     box = simulated().box
     (lost,) = await posted_by(Script((BoxUpdate(box),)), 1)
