@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from backends.errors import ConflictError, GpuboxError, UsageError
+from backends.chat_answer import Answer, Answering, ChatChunk, Embedding, Turn
+from backends.chat_errors import cut_off, refusal, told
+from backends.chat_image import Image
+from backends.chat_settings import Sampling
+from backends.errors import ConflictError, UsageError
 from backends.snapshots import Connection, ModelKind
 
 if TYPE_CHECKING:
@@ -30,72 +32,13 @@ _SILENCE_S = 600.0
 """A long prompt, a full queue or a server that wakes up may keep the first token waiting for minutes."""
 
 _FIRST_VALUES = 8
-_CONTEXT = re.compile(r"(?:maximum (?:context|model) length (?:is|of) |max_model_len=)(\d+)")
-_NO_TEMPLATE = re.compile(r"chat[ _]template", re.IGNORECASE)
-_SEE_LOG = "see its log (gpubox logs)"
-
-
-@dataclass(frozen=True, slots=True)
-class ChatChunk:
-    """A piece of an answer as it arrives: text, or what the model thinks before it answers."""
-
-    text: str = ""
-    reasoning: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer, or with `cut` what was written of it before it was stopped or its engine died.
-
-    `ttft_s` runs from the request to the first chunk with text in it, `tokens_per_s` is of the tokens after it.
-    `completion_tokens` is the engine's count; where it sent none, `is_estimate` says that the chunks were counted.
-    """
-
-    text: str
-    reasoning: str
-    ttft_s: float | None
-    duration_s: float
-    prompt_tokens: int | None
-    completion_tokens: int
-    is_estimate: bool
-    tokens_per_s: float | None
-    finish_reason: str | None
-    cut: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One question and its answer."""
-
-    prompt: str
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """What an embedding model made of a text: the vector's length, its norm, and its first values."""
-
-    dimensions: int
-    norm: float
-    first: tuple[float, ...]
-    prompt_tokens: int
-    duration_s: float
-
-
-class ChatError(GpuboxError):
-    """The engine did not answer, or refused to."""
-
-    code = "chat"
-
-
-class AnswerCutError(ChatError):
-    """The engine broke off in the middle of an answer; `answer` is what had arrived."""
-
-    code = "answer-cut"
-
-    def __init__(self, message: str, hint: str, answer: Answer) -> None:
-        super().__init__(message, hint)
-        self.answer = answer
+_DEFAULT = Sampling()
+_USAGE: tuple[dict[str, bool], ...] = (
+    {"include_usage": True, "continuous_usage_stats": True},
+    {"include_usage": True},
+    {},
+)
+"""How the engine is asked to count: with each chunk, so that the first one's tokens are known; else at the end."""
 
 
 class ChatSession:
@@ -110,7 +53,7 @@ class ChatSession:
         self.system = system
         self._turns = list(turns)
         self._client: openai.AsyncOpenAI | None = None
-        self._asks_for_usage = True
+        self._usage = 0
         self._is_answering = False
 
     @property
@@ -118,24 +61,35 @@ class ChatSession:
         """The conversation so far, cut answers included; questions that got no answer are not in it."""
         return tuple(self._turns)
 
+    def go_on_from(self, turns: Sequence[Turn]) -> None:
+        """Take other turns for what was said before; raises ConflictError while an answer is being written."""
+        self._refuse_two_at_once()
+        self._turns = list(turns)
+
+    def _refuse_two_at_once(self) -> None:
+        if self._is_answering:
+            raise ConflictError("the last answer is still being written", "wait for it, or stop it first")
+
     async def ask(
-        self, prompt: str, *, temperature: float | None = None, max_tokens: int | None = None
+        self, prompt: str, sampling: Sampling = _DEFAULT, *, image: Image | None = None
     ) -> AsyncGenerator[ChatChunk | Answer, None]:
-        """Yield the answer to `prompt` in pieces as they arrive, and last of all the Answer.
+        """Yield the answer to `prompt` (and a picture) in pieces as they arrive, and last of all the Answer.
 
         To stop it, close the generator (`contextlib.aclosing`) or cancel the task: the engine stops too, and what had
         arrived stays in `turns` as cut. Raises AnswerCutError where the engine breaks off, ChatError where it does
-        not answer at all, UsageError for an embedding model, ConflictError while another answer is being written.
+        not answer at all, UsageError for an embedding model or a picture for a model that reads text alone,
+        ConflictError while another answer is being written.
         """
         if self.connection.kind is ModelKind.EMBEDDING:
             raise UsageError(f"{self.connection.served_name} makes embeddings, it cannot chat", "ask for an embedding")
-        if self._is_answering:
-            raise ConflictError("the last answer is still being written", "wait for it, or stop it first")
+        if image is not None and self.connection.kind is ModelKind.COMPLETION:
+            raise UsageError(f"{self.connection.served_name} takes no pictures", "it continues text; ask without it")
+        self._refuse_two_at_once()
         self._is_answering = True
-        answering = _Answering()
+        answering = Answering()
         try:
             client = await self._connected()
-            stream = await self._open(client, prompt, _options(temperature, max_tokens), answering)
+            stream = await self._open(client, self._request(prompt, sampling, image), answering)
             try:
                 async for event in stream:
                     if chunk := answering.take(event):
@@ -146,18 +100,18 @@ class ChatSession:
                 raise EOFError("the stream ended before the answer")
         except Exception as error:
             if not answering.has_begun:
-                raise _refusal(error, self.connection) from error
+                raise refusal(error, self.connection, _base_url(self.connection)) from error
             cut = answering.answer(cut=True)
-            self._turns.append(Turn(prompt, cut))
-            raise _cut(error, cut) from error
+            self._turns.append(Turn(prompt, cut, image))
+            raise cut_off(error, cut) from error
         except BaseException:
             if answering.has_begun:
-                self._turns.append(Turn(prompt, answering.answer(cut=True)))
+                self._turns.append(Turn(prompt, answering.answer(cut=True), image))
             raise
         finally:
             self._is_answering = False
         answer = answering.answer()
-        self._turns.append(Turn(prompt, answer))
+        self._turns.append(Turn(prompt, answer, image))
         yield answer
 
     async def embed(self, text: str) -> Embedding:
@@ -171,7 +125,7 @@ class ChatSession:
             vector = made.data[0].embedding
             prompt_tokens = made.usage.prompt_tokens
         except Exception as error:
-            raise _refusal(error, self.connection) from error
+            raise refusal(error, self.connection, _base_url(self.connection)) from error
         duration_s = time.perf_counter() - begun
         norm = math.sqrt(math.fsum(value * value for value in vector))
         return Embedding(len(vector), norm, tuple(vector[:_FIRST_VALUES]), prompt_tokens, duration_s)
@@ -195,127 +149,60 @@ class ChatSession:
             self._client = await asyncio.to_thread(_new_client, self.connection)
         return self._client
 
+    def _request(self, prompt: str, sampling: Sampling, image: Image | None) -> dict[str, object]:
+        options = sampling.body(self.connection.kind)
+        if self.connection.kind is ModelKind.COMPLETION:
+            return {"prompt": prompt, "max_tokens": COMPLETION_MAX_TOKENS} | options
+        return {"messages": self._messages(prompt, image)} | options
+
     async def _open(
-        self, client: openai.AsyncOpenAI, prompt: str, options: dict[str, object], answering: _Answering
+        self, client: openai.AsyncOpenAI, request: dict[str, object], answering: Answering
     ) -> openai.AsyncStream[Any]:
         """Send the question, asking for usage; `transformers serve` refuses to be asked, and sends it all the same."""
         import openai
 
-        usage: dict[str, object] = {"stream_options": {"include_usage": True}} if self._asks_for_usage else {}
-        answering.restart()
-        try:
-            return await self._send(client, prompt, options | usage)
-        except openai.APIStatusError as error:
-            if not usage or "stream_options" not in _told(error):
-                raise
-        self._asks_for_usage = False
-        answering.restart()
-        return await self._send(client, prompt, options)
+        while True:
+            usage = _USAGE[self._usage]
+            answering.restart()
+            try:
+                return await self._send(client, request | ({"stream_options": usage} if usage else {}))
+            except openai.APIStatusError as error:
+                text = told(error)
+                if "continuous_usage_stats" in text and self._usage == 0:
+                    self._usage = 1
+                elif "stream_options" in text and usage:
+                    self._usage = 2
+                else:
+                    raise
 
     async def _send(
-        self, client: openai.AsyncOpenAI, prompt: str, options: dict[str, object]
+        self, client: openai.AsyncOpenAI, request: dict[str, object]
     ) -> openai.AsyncStream[ChatCompletionChunk] | openai.AsyncStream[Completion]:
-        model = self.connection.served_name
-        if self.connection.kind is ModelKind.COMPLETION:
-            options = {"max_tokens": COMPLETION_MAX_TOKENS} | options
+        model, prompt, messages = self.connection.served_name, request.get("prompt"), request.get("messages")
+        options = {name: value for name, value in request.items() if name not in ("prompt", "messages")}
+        if isinstance(prompt, str):
             return await client.completions.create(model=model, prompt=prompt, stream=True, extra_body=options)
-        return await client.chat.completions.create(
-            model=model, messages=self._messages(prompt), stream=True, extra_body=options
-        )
+        told_so_far = cast("list[ChatCompletionMessageParam]", messages)
+        return await client.chat.completions.create(model=model, messages=told_so_far, stream=True, extra_body=options)
 
-    def _messages(self, prompt: str) -> list[ChatCompletionMessageParam]:
-        messages: list[ChatCompletionMessageParam] = []
+    def _messages(self, prompt: str, image: Image | None) -> list[dict[str, object]]:
+        messages: list[dict[str, object]] = []
         if self.system:
             messages.append({"role": "system", "content": self.system})
         for turn in self._turns:
             # Templates want user and assistant to alternate, and some refuse an assistant who says nothing.
             if turn.answer.text:
-                messages.append({"role": "user", "content": turn.prompt})
+                messages.append({"role": "user", "content": content(turn.prompt, turn.image)})
                 messages.append({"role": "assistant", "content": turn.answer.text})
-        messages.append({"role": "user", "content": prompt})
+        messages.append({"role": "user", "content": content(prompt, image)})
         return messages
 
 
-class _Answering:
-    """An answer that is being written: its pieces, and when they came."""
-
-    def __init__(self) -> None:
-        self.finish_reason: str | None = None
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._chunks = 0
-        self._prompt_tokens: int | None = None
-        self._completion_tokens: int | None = None
-        self._first_s: float | None = None
-        self._last_s = 0.0
-        self.restart()
-
-    @property
-    def has_begun(self) -> bool:
-        return self._chunks > 0
-
-    def restart(self) -> None:
-        """Start the clock: the request goes out now."""
-        self._begun_s = time.perf_counter()
-
-    def take(self, event: Any) -> ChatChunk | None:
-        """Take in one event of the stream, of a chat or of a completion; returns what it says, if anything."""
-        now_s = time.perf_counter() - self._begun_s
-        if event.usage:
-            self._prompt_tokens = event.usage.prompt_tokens
-            self._completion_tokens = event.usage.completion_tokens
-        if not event.choices:
-            return None
-        choice = event.choices[0]
-        if delta := getattr(choice, "delta", None):
-            # vLLM renamed the field; versions in between send both.
-            reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None) or ""
-            chunk = ChatChunk(_printable(delta.content or ""), _printable(reasoning))
-        else:
-            chunk = ChatChunk(_printable(getattr(choice, "text", None) or ""))
-        if choice.finish_reason:
-            self.finish_reason = choice.finish_reason
-            # The end-of-text token is counted and takes its time, though it says nothing.
-            self._last_s = now_s
-        if not chunk.text and not chunk.reasoning:
-            return None
-        self._chunks += 1
-        self._text.append(chunk.text)
-        self._reasoning.append(chunk.reasoning)
-        self._first_s = now_s if self._first_s is None else self._first_s
-        self._last_s = now_s
-        return chunk
-
-    def answer(self, *, cut: bool = False) -> Answer:
-        tokens = self._chunks if self._completion_tokens is None else self._completion_tokens
-        writing_s = self._last_s - self._first_s if self._first_s is not None else 0.0
-        return Answer(
-            text="".join(self._text),
-            reasoning="".join(self._reasoning),
-            ttft_s=self._first_s,
-            duration_s=time.perf_counter() - self._begun_s,
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=tokens,
-            is_estimate=self._completion_tokens is None,
-            tokens_per_s=(tokens - 1) / writing_s if tokens > 1 and writing_s > 0 else None,
-            finish_reason=self.finish_reason,
-            cut=cut,
-        )
-
-
-def _printable(text: str) -> str:
-    """Replace lone surrogates: JSON may hold them, no terminal and no later request can."""
-    return text.encode(errors="replace").decode()
-
-
-def _options(temperature: float | None, max_tokens: int | None) -> dict[str, object]:
-    """Return what was asked for; what was not is left out, not sent as null, which not every engine takes."""
-    options: dict[str, object] = {}
-    if temperature is not None:
-        options["temperature"] = temperature
-    if max_tokens is not None:
-        options["max_tokens"] = max_tokens
-    return options
+def content(prompt: str, image: Image | None) -> str | list[dict[str, object]]:
+    """Return a question's content as the OpenAI API wants it: the bare text, or the picture and the text."""
+    if image is None:
+        return prompt
+    return [{"type": "image_url", "image_url": {"url": image.url}}, {"type": "text", "text": prompt}]
 
 
 def _new_client(connection: Connection) -> openai.AsyncOpenAI:
@@ -339,61 +226,3 @@ def _new_client(connection: Connection) -> openai.AsyncOpenAI:
 
 def _base_url(connection: Connection) -> str:
     return connection.base_url.rstrip("/").removesuffix("/v1") + "/v1"
-
-
-def _refusal(error: Exception, connection: Connection) -> ChatError:
-    """Say in one line why there is no answer at all."""
-    import openai
-
-    told = _told(error)
-    if isinstance(error, openai.APITimeoutError):
-        return ChatError(f"{_base_url(connection)} did not answer in time", f"is it overloaded? {_SEE_LOG}")
-    if isinstance(error, openai.APIConnectionError):
-        if type(error.__cause__).__name__ == "ConnectError":
-            return ChatError(f"nothing answers at {_base_url(connection)}", "is the server running? (gpubox status)")
-        return ChatError("the engine closed the connection before it answered", _SEE_LOG)
-    if isinstance(error, EOFError):
-        return ChatError("the engine ended its answer before it began", _SEE_LOG)
-    if not isinstance(error, openai.APIStatusError):
-        return ChatError(f"the engine gave no answer that can be read: {told}", _SEE_LOG)
-    if error.status_code in (401, 403):
-        return ChatError("the engine refuses the API key", "the profile's api_key must be the one it was started with")
-    if error.status_code == 404:
-        if connection.served_name in told:
-            return ChatError(f"the engine serves no model named {connection.served_name}", f"it says: {told}")
-        return ChatError(
-            f"the engine cannot be asked this way (HTTP 404 at {error.request.url.path})",
-            "is the model of another kind: chat, completion, embedding?",
-        )
-    if match := _CONTEXT.search(told):
-        return ChatError(
-            f"this does not fit into the model's context of {match[1]} tokens",
-            "begin a new chat, ask for fewer tokens, or raise max_model_len in the profile",
-        )
-    if _NO_TEMPLATE.search(told):
-        return ChatError("the model has no chat template", "set chat_template among the profile's engine arguments")
-    return ChatError(f"the engine refuses (HTTP {error.status_code}): {told or 'it does not say why'}", _SEE_LOG)
-
-
-def _cut(error: Exception, answer: Answer) -> AnswerCutError:
-    """Say in one line why an answer broke off."""
-    import openai
-
-    if isinstance(error, openai.APITimeoutError):
-        message = "the engine fell silent in the middle of its answer"
-    elif isinstance(error, openai.APIError) and not isinstance(error, openai.APIConnectionError):
-        message = f"the engine broke off its answer: {_told(error)}"
-    else:
-        message = "the engine went away in the middle of its answer"
-    return AnswerCutError(message, f"what it wrote is kept; {_SEE_LOG}", answer)
-
-
-def _told(error: Exception) -> str:
-    """Return the engine's own words in one line of bounded length; empty where it sent a web page."""
-    body = getattr(error, "body", None)
-    if isinstance(body, dict):
-        body = body.get("message") or body.get("detail") or body
-    text = " ".join(str(body or error).split())
-    if text.startswith("<"):
-        return ""
-    return text if len(text) <= 300 else text[:299] + "…"

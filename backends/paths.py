@@ -85,6 +85,11 @@ def records_path() -> Path:
     return data_dir() / "records.sqlite"
 
 
+def chat_dir() -> Path:
+    """The conversations that were saved."""
+    return data_dir() / "chats"
+
+
 def cache_dir() -> Path:
     """What can be made again: the demo model."""
     return _root(platformdirs.user_cache_path("gpubox"), "cache")

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
+from backends.chat import ChatSession
+from backends.chat_answer import Answer, ChatChunk
+from backends.chat_errors import ChatError
+from backends.chat_image import Image
+from backends.chat_settings import Sampling
 from backends.snapshots import Connection, ModelKind
 
 
@@ -40,7 +47,11 @@ class Wire:
         await self._writer.drain()
 
     async def event(self, event: object) -> None:
-        await self.write(b"data: %s\n\n" % json.dumps(event).encode())
+        await self.events([event])
+
+    async def events(self, events: Sequence[object]) -> None:
+        """Send events that arrive together."""
+        await self.write(b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events))
 
     async def end(self) -> None:
         self._writer.write(b"0\r\n\r\n")
@@ -151,3 +162,24 @@ class FakeEngine:
             with suppress(asyncio.CancelledError, ConnectionError):
                 await task
         writer.close()
+
+
+async def ask(
+    session: ChatSession, prompt: str, sampling: Sampling | None = None, image: Image | None = None
+) -> tuple[list[ChatChunk], Answer]:
+    """Ask, and return the pieces and the whole answer."""
+    chunks: list[ChatChunk] = []
+    async for item in session.ask(prompt, sampling or Sampling(), image=image):
+        if isinstance(item, Answer):
+            return chunks, item
+        chunks.append(item)
+    raise AssertionError("no Answer came")
+
+
+async def refusal(session: ChatSession, prompt: str = "hi") -> ChatError:
+    """Ask what will be refused, and return the refusal: one line, and what to do."""
+    with pytest.raises(ChatError) as caught:
+        await ask(session, prompt)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    return caught.value

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.chat import Answer
+from backends.chat_answer import Answer
 from backends.snapshots import ModelKind
 from tests.unit.chat_engine import FakeEngine, Request, Wire, piece, says
 from tui.headless.chat import INTERRUPTED, timings
@@ -68,7 +68,7 @@ def test_the_answer_alone_is_on_standard_output(engine: FakeEngine) -> None:
     engine.script = says("Größe ", "🚀", tokens=3)
     code, out, err = run(engine, "hi", system="Be brief.", temperature=0.5, max_tokens=9)
     assert (code, out) == (0, "Größe 🚀\n")
-    assert re.fullmatch(r"TTFT \d\.\d\d s · 3 tokens · \d+ tok/s\n", err)
+    assert re.fullmatch(r"TTFT \d\.\d\d s · 3 tokens · \d+ tok/s overall\n", err)
     body = engine.requests[0].body
     assert (body["temperature"], body["max_tokens"]) == (0.5, 9)
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
@@ -118,6 +118,7 @@ def test_json_is_one_object(engine: FakeEngine) -> None:
         "is_estimate": False,
         "finish_reason": "stop",
         "cut": False,
+        "is_overall_rate": True,
         "error": None,
     }
 

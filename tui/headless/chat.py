@@ -8,7 +8,10 @@ import sys
 from dataclasses import asdict
 from json import dumps
 
-from backends.chat import Answer, AnswerCutError, ChatChunk, ChatSession, Embedding
+from backends.chat import ChatSession
+from backends.chat_answer import Answer, ChatChunk, Embedding
+from backends.chat_errors import AnswerCutError
+from backends.chat_settings import Sampling
 from backends.errors import GpuboxError, UsageError
 from backends.snapshots import Connection, ModelKind
 from tui.headless.output import complain, end_quietly, say
@@ -35,7 +38,7 @@ def chat(
     the answer and its timings is printed. Raises GpuboxError where a single question gets no whole answer.
     """
     question = _question(prompt, json=json)
-    talk = _Talk(name, ChatSession(connection, system=system), temperature, max_tokens, json=json)
+    talk = _Talk(name, ChatSession(connection, system=system), Sampling(temperature, max_tokens=max_tokens), json=json)
     with asyncio.Runner() as runner:
         try:
             return talk.converse(runner) if question is None else talk.ask_once(runner, question)
@@ -66,13 +69,10 @@ def _question(prompt: str | None, *, json: bool) -> str | None:
 class _Talk:
     """Asks, shows the answer while it comes, and tells how long it took."""
 
-    def __init__(
-        self, name: str, session: ChatSession, temperature: float | None, max_tokens: int | None, *, json: bool
-    ) -> None:
+    def __init__(self, name: str, session: ChatSession, sampling: Sampling, *, json: bool) -> None:
         self.session = session
         self._name = name
-        self._temperature = temperature
-        self._max_tokens = max_tokens
+        self._sampling = sampling
         self._json = json
         self._is_thinking = False
 
@@ -122,7 +122,7 @@ class _Talk:
         if self.session.connection.kind is ModelKind.EMBEDDING:
             self._show_embedding(await self.session.embed(question))
             return
-        pieces = self.session.ask(question, temperature=self._temperature, max_tokens=self._max_tokens)
+        pieces = self.session.ask(question, self._sampling)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, ChatChunk):
@@ -169,13 +169,13 @@ class _Talk:
 
 
 def timings(answer: Answer) -> str:
-    """Return an answer's timings in one line: `TTFT 0.12 s · 48 tokens · 103 tok/s`."""
+    """Return an answer's timings in one line: `TTFT 0.12 s · 48 tokens · 103 tok/s`, 'overall' if it came at once."""
     tokens = f"{'~' if answer.is_estimate else ''}{answer.completion_tokens} token"
     parts = [tokens if answer.completion_tokens == 1 else f"{tokens}s"]
     if answer.ttft_s is not None:
         parts.insert(0, f"TTFT {answer.ttft_s:.2f} s")
     if answer.tokens_per_s is not None:
-        parts.append(f"{answer.tokens_per_s:.0f} tok/s")
+        parts.append(f"{answer.tokens_per_s:.0f} tok/s{' overall' if answer.is_overall_rate else ''}")
     if answer.cut:
         parts.append("stopped")
     elif answer.finish_reason == "length":

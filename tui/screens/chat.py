@@ -1,198 +1,213 @@
-"""Chat: a conversation with the selected server's model, one a server, kept while gpubox runs."""
+"""Chat: conversations with the selected server's model, kept while gpubox runs."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, ClassVar
 
-from rich.text import Text
-from textual.app import ComposeResult
+from textual import on
 from textual.binding import Binding, BindingType
-from textual.containers import Container, VerticalScroll
-from textual.widgets import Static
+from textual.containers import VerticalScroll
 
-from backends.snapshots import ModelKind, Server, ServerState, Snapshot
-from tui.format import count, fit
-from tui.screens.base import GpuboxScreen
-from tui.themes import STATES, Palette, palette
-from tui.widgets.chat_conversations import Conversation, Conversations
-from tui.widgets.chat_exchange import ExchangeView
+from backends.chat_commands import Command, parsed
+from backends.chat_conversations import Conversation
+from backends.chat_files import KINDS, as_text, save
+from backends.chat_image import read_image
+from backends.chat_settings import assigned
+from backends.errors import GpuboxError, UsageError
+from backends.readonly import refusal
+from backends.snapshots import ModelKind, Server
+from tui.format import plural
+from tui.screens.chat_talk import TalkScreen
+from tui.themes import palette
+from tui.widgets.chat_head import ANSWERS, why_not
 from tui.widgets.chat_input import ChatInput
-from tui.widgets.status_bar import describe
+from tui.widgets.chat_list import ConversationList
 
-MODE = "chat"
-FRAME_S = 1 / 20
-ANSWERS = (ServerState.READY, ServerState.UNRESPONSIVE)
-WRITING = "Ask · Enter sends · Ctrl+J new line · Esc leaves this field"
-READING = "Press i or Enter to write"
-NOT_NOW = "Not yet"
-KINDS = {
-    ModelKind.UNKNOWN: "",
-    ModelKind.CHAT: "chat",
-    ModelKind.COMPLETION: "completions only: your text is continued as it is",
-    ModelKind.EMBEDDING: "embeddings only: it makes a vector of your text",
-}
+BEFORE_TOOLTIP = "Choose the question before, to edit it or to ask it again"
 
 
-class ChatScreen(GpuboxScreen):
-    """The conversation above, the question below; Esc stops an answer, or leaves the field."""
+class ChatScreen(TalkScreen):
+    """The conversation above, the question below; what is typed after a slash steers, keys do the same."""
 
     CSS_PATH = "../styles/chat.tcss"
-    AUTO_FOCUS = ""
+    CHANGES = frozenset({"save"})
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the answer that is being written"),
+        Binding("escape", "give_up", "Give up", id="chat.give_up", tooltip="Leave the question as it was asked"),
         Binding("escape", "leave", "Leave the field", id="chat.leave", tooltip="Leave the field, for the other keys"),
-        Binding("i,enter", "write", "Write", id="chat.write", tooltip="Write a question"),
-        Binding("ctrl+n,ctrl+l", "begin_anew", "New chat", id="chat.new", tooltip="Begin a new conversation"),
-        Binding("ctrl+t", "thoughts", "Thoughts", id="chat.thoughts", tooltip="Show or fold what the model thought"),
+        Binding("escape", "unmark", "To the end", id="chat.unmark", tooltip="Choose no question, go to the end"),
+        Binding("enter", "edit", "Edit", id="chat.edit", tooltip="Ask the chosen question anew, in a branch"),
+        Binding("enter,a", "write", "Write", id="chat.write", tooltip="Write a question"),
+        Binding("slash", "command", "Command", key_display="/", id="chat.command", tooltip="Type a command"),
+        Binding("ctrl+n", "begin_anew", "New chat", id="chat.new", tooltip="Begin a new conversation"),
+        Binding("l,ctrl+o", "chats", "Chats", id="chat.list", tooltip="Show, rename or delete conversations"),
+        Binding("p", "mark(-1)", "Edit earlier", id="chat.before", tooltip=BEFORE_TOOLTIP),
+        Binding("n", "mark(1)", "Later", show=False, id="chat.after", tooltip="Choose the question after"),
+        Binding("r,ctrl+r", "again", "Ask again", id="chat.again", tooltip="Ask the last or the chosen question again"),
+        Binding(
+            "less_than_sign", "turn_over(-1)", "Answer before", show=False, id="chat.answer_before", key_display="<"
+        ),
+        Binding(
+            "greater_than_sign", "turn_over(1)", "Answer after", show=False, id="chat.answer_after", key_display=">"
+        ),
+        Binding("o,ctrl+g", "settings", "Settings", id="chat.settings", tooltip="System prompt and sampling settings"),
+        Binding("s", "save('md')", "Save", id="chat.save", tooltip="Save the conversation as Markdown"),
+        Binding("S", "save('jsonl')", "Save JSONL", show=False, id="chat.save_jsonl", tooltip="Save it as JSON lines"),
+        Binding("c", "compare", "Compare", id="chat.compare", tooltip="Ask two servers the same at once"),
+        Binding("t,ctrl+t", "thoughts", "Thoughts", id="chat.thoughts", tooltip="Show or fold what the model thought"),
+        Binding("y", "copy", "Copy", show=False, id="chat.copy", tooltip="Copy the last or the chosen answer"),
+        Binding("j", "scroll(1)", "Down", show=False, id="chat.down", tooltip="Scroll down"),
+        Binding("k", "scroll(-1)", "Up", show=False, id="chat.up", tooltip="Scroll up"),
     ]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._conversations: Conversations | None = None
-        self._shown: Conversation | None = None
-        self._talks: dict[Conversation, VerticalScroll] = {}
-        self._shows_thoughts = False
-        self._was_answering = False
-        self._is_catching_up = False
-        self._was_left = True
+    def explained(self) -> tuple[str, ...]:
+        """Return the figures below an answer, and the context's in the head."""
+        return ("ttft", "itl", "generation_tokens_per_s", "max_model_len") if self.server is not None else ()
 
-    @property
-    def conversations(self) -> Conversations:
-        """All conversations of this run; workers of the app's write their answers, whatever screen is on top."""
-        if self._conversations is None:
-            self._conversations = Conversations(self.gpubox, self.gpubox.link.connection, self.gpubox.now)
-        return self._conversations
-
-    def compose(self) -> ComposeResult:
-        """Make the parts; conversations are added as they are shown."""
-        yield Static(id="head")
-        yield Container(id="talks")
-        yield Static("Waiting for the keeper…", id="empty")
-        yield Static(id="state")
-        yield ChatInput(self._send, id="question")
-
-    def on_mount(self) -> None:
-        """Draw answers at an even pace, however fast they come."""
-        self.set_interval(FRAME_S, self._catch_up)
-
-    def on_screen_resume(self) -> None:
-        """Go to the field where one can write: whoever comes here wants to ask, and a 'q' must not quit."""
-        if self._was_left and self.gpubox.snapshot is not None and why_not(self.server, palette(self.app)) is None:
-            self.query_one(ChatInput).focus()
-
-    def on_screen_suspend(self) -> None:
-        """Tell going elsewhere from a sheet that is opened above: after that the focus stays where it was."""
-        self._was_left = self.app.current_mode != MODE
-
-    def show(self, snapshot: Snapshot, server: Server | None) -> None:
-        """Show the conversation with the selected server, and whether one can ask it."""
-        conversation = self.conversations.of(server.name) if server else None
-        if conversation is not self._shown:
-            question = self.query_one(ChatInput)
-            if self._shown is not None:
-                self._shown.draft = question.text
-            self._shown = conversation
-            question.write(conversation.draft if conversation else "")
-            self.call_later(self._catch_up)
-        self._tell()
-
-    async def _catch_up(self) -> None:
-        """Show what has come of the conversation on screen; all others wait until they are."""
-        # A timer runs beside the screen's own messages: one of them at a time, the next frame brings what is left out.
-        if self._is_catching_up or not self.is_current or self._shown is None:
-            return
-        self._is_catching_up = True
-        try:
-            await self._show_news(self._shown)
-        finally:
-            self._is_catching_up = False
-
-    async def _show_news(self, shown: Conversation) -> None:
-        talk = self._talks.get(shown)
-        if talk is None:
-            talk = self._talks[shown] = VerticalScroll(classes="talk")
-            await self.query_one("#talks").mount(talk)
-            talk.anchor()
-        for one in self._talks.values():
-            if one.display != (one is talk):
-                one.display = one is talk
-        views = [child for child in talk.children if isinstance(child, ExchangeView)]
-        if len(views) < len(shown.exchanges):
-            new = [ExchangeView(exchange) for exchange in shown.exchanges[len(views) :]]
-            await talk.mount_all(new)
-            views += new
-            self._tell()
-        for view in views:
-            await view.catch_up(self.gpubox.now())
-        if shown.is_answering != self._was_answering:
-            self._was_answering = shown.is_answering
-            self.refresh_bindings()
-            self._tell()
-
-    def on_descendant_focus(self) -> None:
-        """Say in the field which keys work now."""
-        self._tell()
-
-    def on_descendant_blur(self) -> None:
-        """Say in the field which keys work now."""
-        self._tell()
-
-    def _tell(self) -> None:
-        """Say whom one talks to, and whether and how one can ask."""
-        server, colours = self.server, palette(self.app)
-        conversation, question = self._shown, self.query_one(ChatInput)
-        reason = why_not(server, colours)
-        self.query_one("#head", Static).update(head(server, conversation, self.app.size.width - 2, colours))
-        state = self.query_one("#state", Static)
-        state.set_class(reason is not None and server is not None, "-shown")
-        if reason is not None:
-            state.update(reason)
-        # One who is writing goes on writing: a field that vanished would make commands of what is typed into it.
-        question.disabled = reason is not None and not question.has_focus
-        question.placeholder = WRITING if question.has_focus else NOT_NOW if reason is not None else READING
-        is_empty = conversation is None or not conversation.exchanges
-        self.query_one("#empty").display = is_empty
-        self.query_one("#talks").display = not is_empty
-        if is_empty:
-            self.query_one("#empty", Static).update(invitation(server, colours))
-        if conversation is not None:
-            question.former = [exchange.prompt for exchange in conversation.exchanges]
-        self.refresh_bindings()
+    # What is sent
 
     def _send(self, text: str) -> bool:
-        """Ask, unless that cannot be done now; returns whether it was."""
         server, conversation = self.server, self._shown
         if server is None or conversation is None or not text.strip():
+            return False
+        try:
+            command = parsed(text)
+            if command is not None:
+                return self._obey(command, server, conversation)
+        except GpuboxError as problem:
+            self.gpubox.complain(problem)
             return False
         if why_not(server, palette(self.app)) is not None or conversation.is_answering:
             self.app.bell()
             return False
-        self.conversations.ask(conversation, text.strip("\n"), server.kind)
+        image, edited = conversation.image, conversation.edited
+        conversation.image = conversation.edited = None
+        if edited is not None and edited < len(conversation.exchanges):
+            # Shown at once: what is typed from now on is the branch's.
+            self._shown = conversation = self.conversations.branch(conversation, edited)
+        self._marked = None
+        self.conversations.ask(conversation, text.strip("\n"), server.kind, image)
         if conversation in self._talks:
             self._talks[conversation].anchor()
         self.call_later(self._catch_up)
         return True
 
+    def _obey(self, command: Command, server: Server, conversation: Conversation) -> bool:
+        """Do what was typed after the slash; returns whether the field shall be emptied."""
+        if command.name == "image" and command.rest:
+            self._take_image(server, conversation, command.rest)
+            return False
+        if command.name == "image":
+            conversation.image = None
+        elif command.name == "system":
+            conversation.system = command.rest
+        elif command.name == "set" and command.rest:
+            conversation.sampling = assigned(conversation.sampling, command.rest)
+        elif command.name == "set":
+            self.action_settings()
+        elif command.name == "save":
+            if self.gpubox.readonly:
+                raise refusal("save")
+            self._save(conversation, server, command.rest or "md")
+        elif command.name == "new":
+            self.conversations.new(server.name)
+            self.call_later(self._changed)
+        elif command.name == "help":
+            self.call_later(self._help)
+        self.call_later(self._tell)
+        return True
+
+    def _help(self) -> None:
+        self._shows_help = True
+        self._hint()
+
+    def _take_image(self, server: Server, conversation: Conversation, path: str) -> None:
+        if server.kind in (ModelKind.COMPLETION, ModelKind.EMBEDDING):
+            raise UsageError(f"{server.name} takes no pictures", "it reads text alone; ask a vision model")
+        question = self.query_one(ChatInput)
+        typed = question.text
+
+        async def attach() -> None:
+            conversation.image = await asyncio.to_thread(read_image, path)
+            if question.text == typed:
+                question.write("")
+            self._tell()
+
+        self._do(attach())
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        self.gpubox.request(work)
+
+    def _save(self, conversation: Conversation, server: Server, kind: str) -> None:
+        if kind not in KINDS:
+            raise UsageError(f"a chat cannot be saved as {kind!r}", f"there are {' and '.join(KINDS)}")
+        if not conversation.exchanges:
+            raise UsageError("there is nothing to save yet", "ask something first")
+        name, text = f"{server.name}-{conversation.name}", as_text(conversation, server.model, kind)
+
+        async def write() -> None:
+            path = await asyncio.to_thread(save, name, text, kind, self.gpubox.now())
+            self.notify(str(path), title=f"saved as {KINDS[kind]}", timeout=10, markup=False)
+
+        self._do(write())
+
+    # What keys do
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer only the keys that do something now."""
         conversation = self._shown
-        if action == "stop":
-            return conversation is not None and conversation.is_answering
-        if action == "leave":
-            return self.query_one(ChatInput).has_focus
-        if action == "write":
-            question = self.query_one(ChatInput)
-            return not question.has_focus and not question.disabled
-        if action == "begin_anew":
-            return conversation is not None and bool(conversation.exchanges)
-        if action == "thoughts":
-            return conversation is not None and any(exchange.reasoning for exchange in conversation.exchanges)
-        return True
+        exchanges = conversation.exchanges if conversation is not None else []
+        question = self.query_one(ChatInput) if self.is_mounted else None
+        last = exchanges[-1] if exchanges else None
+        can_ask = self.is_mounted and self.server is not None and self.server.state in ANSWERS
+        if conversation is None or question is None:
+            return action not in OWN and super().check_action(action, parameters)
+        at = len(exchanges) if self._marked is None else self._marked
+        offers = {
+            "stop": conversation.is_answering,
+            "give_up": conversation.edited is not None,
+            "leave": question.has_focus,
+            "unmark": self._marked is not None,
+            "edit": self._marked is not None and not question.disabled,
+            "write": not question.has_focus and not question.disabled,
+            "command": not question.has_focus and not question.disabled,
+            "begin_anew": bool(exchanges),
+            "chats": bool(exchanges) or len(self.conversations.all(conversation.server)) > 1,
+            "mark": 0 <= at + (1 if parameters == (1,) else -1) < len(exchanges),
+            "again": last is not None and not last.is_open and can_ask,
+            "turn_over": last is not None and self._can_turn(parameters == (1,)),
+            "save": bool(exchanges),
+            "compare": len(self.askable()) > 1 and can_ask,
+            "thoughts": any(exchange.reasoning for exchange in exchanges),
+            "copy": any(exchange.text for exchange in exchanges),
+            "scroll": bool(exchanges),
+        }
+        return offers.get(action, True) and super().check_action(action, parameters)
+
+    def _can_turn(self, later: bool) -> bool:
+        if self._shown is None or self._shown.is_answering:
+            return False
+        last = self._shown.exchanges[-1]
+        return last is not (last.attempts[-1] if later else last.attempts[0])
+
+    def askable(self) -> list[Server]:
+        """Return the servers that can be asked something now."""
+        kinds = (ModelKind.EMBEDDING,)
+        return [one for one in self.gpubox.servers if one.state in ANSWERS and one.kind not in kinds]
 
     def action_stop(self) -> None:
         """Stop the answer that is being written."""
         if self._shown is not None:
             self.conversations.stop(self._shown)
+
+    def action_give_up(self) -> None:
+        """Leave the question that is being edited as it was asked."""
+        if self._shown is not None:
+            self._shown.edited = self._shown.image = None
+            self.query_one(ChatInput).write("")
+            self._tell()
 
     def action_leave(self) -> None:
         """Leave the field, so that keys steer again."""
@@ -201,74 +216,179 @@ class ChatScreen(GpuboxScreen):
         if self.query_one(ChatInput).has_focus:
             self.set_focus(None)
 
+    def action_unmark(self) -> None:
+        """Choose no question."""
+        self._marked = None
+        self._show_mark()
+        if self._shown in self._talks:
+            self._talks[self._shown].scroll_end(animate=False)
+        self._tell()
+
+    def action_mark(self, step: int) -> None:
+        """Choose the question before or after."""
+        if self._shown is not None:
+            self._marked = (len(self._shown.exchanges) if self._marked is None else self._marked) + step
+            self._show_mark()
+            self._tell()
+
+    def action_edit(self) -> None:
+        """Bring the chosen question back into the field."""
+        if self._shown is None or self._marked is None:
+            return
+        exchange = self._shown.exchanges[self._marked]
+        self._shown.edited, self._shown.image = self._marked, exchange.image
+        question = self.query_one(ChatInput)
+        question.write(exchange.prompt)
+        question.focus()
+        self._tell()
+
     def action_write(self) -> None:
         """Go to the field."""
         self.query_one(ChatInput).focus()
 
+    def action_command(self) -> None:
+        """Go to the field, with a slash in it."""
+        question = self.query_one(ChatInput)
+        question.focus()
+        if not question.text:
+            question.write("/")
+
     def action_begin_anew(self) -> None:
-        """Forget the conversation, stopping the answer that is being written."""
+        """Begin a new conversation; this one stays in the list."""
         if self._shown is not None:
-            self.conversations.begin_anew(self._shown.server)
-            talk = self._talks.pop(self._shown, None)
-            if talk is not None:
-                talk.remove()
-            self._shown = self.conversations.of(self._shown.server)
+            self.conversations.new(self._shown.server)
+            self._changed()
+
+    def action_again(self) -> None:
+        """Ask the last question again; an earlier one that is chosen, in a branch."""
+        shown, marked = self._shown, self._marked
+        if shown is None or not shown.exchanges:
+            return
+        if marked is not None and marked < len(shown.exchanges) - 1:
+            former = shown.exchanges[marked]
+            branch = self.conversations.branch(shown, marked)
+            self.conversations.ask(branch, former.prompt, former.kind, former.image)
+            self._changed()
+        else:
+            self.conversations.ask_again(shown)
+        self._marked = None
+        if self._shown in self._talks:
+            self._talks[self._shown].anchor()
+        self.call_later(self._catch_up)
+
+    def action_turn_over(self, step: int) -> None:
+        """Show an earlier or later answer to the last question."""
+        if self._shown is not None and self.conversations.turn_over(self._shown, step):
+            self.call_later(self._catch_up)
             self._tell()
+
+    def action_settings(self) -> None:
+        """Change the system prompt and how the model chooses tokens."""
+        from tui.screens.chat_settings import ChatSettingsScreen, Settings
+
+        shown = self._shown
+
+        def take(settings: Settings | None) -> None:
+            if settings is not None and shown is not None:
+                shown.system, shown.sampling = settings
+                self._tell()
+
+        if shown is not None:
+            self.app.push_screen(ChatSettingsScreen(shown.system, shown.sampling), take)
+
+    def action_save(self, kind: str) -> None:
+        """Save the conversation to a new file."""
+        if self._shown is not None and self.server is not None:
+            try:
+                self._save(self._shown, self.server, kind)
+            except GpuboxError as problem:
+                self.gpubox.complain(problem)
+
+    def action_compare(self) -> None:
+        """Ask two servers the same at once."""
+        from tui.screens.compare import CompareScreen
+
+        if self._shown is not None:
+            self.app.push_screen(CompareScreen(self.conversations, self._shown))
 
     def action_thoughts(self) -> None:
         """Show or fold what the model thought before it answered."""
         self._shows_thoughts = not self._shows_thoughts
-        for view in self.query(ExchangeView):
+        for view in self._views:
             view.show_thoughts(whole=self._shows_thoughts)
 
+    def action_copy(self) -> None:
+        """Copy the last answer, or the one to the chosen question."""
+        if self._shown is None:
+            return
+        exchanges = self._shown.exchanges
+        chosen = exchanges[self._marked] if self._marked is not None else None
+        text = chosen.text if chosen else next((one.text for one in reversed(exchanges) if one.text), "")
+        if text:
+            self.app.copy_to_clipboard(text)
+            self.notify(f"{plural(len(text.split()), 'word')} copied", markup=False)
 
-def why_not(server: Server | None, colours: Palette) -> Text | None:
-    """Return why the server cannot be asked now; None where it can."""
-    if server is None:
-        return Text("there is no server")
-    if server.state in ANSWERS:
-        return None
-    sign, _ = STATES[server.state]
-    text = Text.assemble((f"{sign} {describe(server)}", colours.state(server.state)))
-    if server.state in (ServerState.FAILED, ServerState.LOST):
-        return text.append(f": {server.cause or 'see its log'} · 3 shows its log", colours.text)
-    if server.state is ServerState.STOPPED:
-        return text.append(" · press 2 to start it", colours.text)
-    if server.state in (ServerState.STARTING, ServerState.QUEUED, ServerState.WAKING, ServerState.BACKOFF):
-        return text.append(" · you can ask as soon as it is ready", colours.text)
-    return text.append(" · it takes no questions now", colours.text)
+    def action_scroll(self, step: int) -> None:
+        """Scroll the conversation by a line."""
+        talk = self._talks.get(self._shown) if self._shown is not None else None
+        if talk is not None:
+            talk.scroll_relative(y=step, animate=False)
+
+    # The list of conversations
+
+    def action_chats(self) -> None:
+        """Go to the list of conversations: at the side, or on a sheet where there is no room for it."""
+        listed = self.query_one(ConversationList)
+        if listed.display:
+            listed.focus()
+            return
+        from tui.screens.chat_sheets import ConversationsScreen
+
+        def act(wanted: tuple[str, Conversation] | None) -> None:
+            if wanted is not None:
+                self._act_on(*wanted)
+
+        if self._shown is not None:
+            conversations = self.conversations.all(self._shown.server)
+            self.app.push_screen(ConversationsScreen(conversations, self._shown), act)
+
+    @on(ConversationList.Wanted)
+    def _wanted(self, message: ConversationList.Wanted) -> None:
+        self._act_on(message.what, message.conversation)
+
+    def _act_on(self, what: str, conversation: Conversation) -> None:
+        """Show, rename or delete a conversation."""
+        if what == "show":
+            self.conversations.show(conversation)
+            self._changed()
+        elif what == "rename":
+            self._rename(conversation)
+        elif conversation.exchanges:
+            from tui.screens.confirm import ConfirmScreen
+
+            text = f"{plural(len(conversation.exchanges), 'question')} with all answers; s saves a conversation."
+            question = ConfirmScreen(f"Delete {conversation.name[:40]}?", text, "Delete")
+            self.app.push_screen(question, lambda sure: self._delete(conversation) if sure else None)
+        else:
+            self._delete(conversation)
+
+    def _rename(self, conversation: Conversation) -> None:
+        from tui.screens.chat_sheets import LineScreen
+
+        def take(title: str | None) -> None:
+            if title is not None:
+                conversation.title = title[:60]
+                self._tell()
+
+        self.app.push_screen(LineScreen("Another name", conversation.name), take)
+
+    def _delete(self, conversation: Conversation) -> None:
+        self.conversations.delete(conversation)
+        talk: VerticalScroll | None = self._talks.pop(conversation, None)
+        if talk is not None:
+            talk.remove()
+        self._changed()
 
 
-def head(server: Server | None, conversation: Conversation | None, width: int, colours: Palette) -> Text:
-    """Say whom one talks to, and how much has been said."""
-    if server is None:
-        return Text()
-    text = Text.assemble((server.name, f"bold {colours.text}"), no_wrap=True)
-    kind = KINDS[server.kind]
-    if kind:
-        text.append(f"  {kind}", colours.accent if server.kind is not ModelKind.CHAT else colours.dim)
-    if server.max_model_len and server.kind is not ModelKind.EMBEDDING:
-        text.append(f"  context {count(server.max_model_len)}", colours.dim)
-    answers = [exchange.answer for exchange in conversation.exchanges if exchange.answer] if conversation else []
-    used = (answers[-1].prompt_tokens or 0) + answers[-1].completion_tokens if answers else 0
-    if used and server.kind is ModelKind.CHAT:
-        text.append(f", {count(used)} used", colours.dim)
-    room = width - text.cell_len - 2
-    if answers and room > len(server.model):
-        text.append(f"  {fit(server.model, room)}", colours.dim)
-    return text
-
-
-def invitation(server: Server | None, colours: Palette) -> Text:
-    """Say what one can do where nothing was said yet."""
-    if server is None:
-        return Text("There is no server to talk to.\n\nPress 2, choose a profile and start it.")
-    what = {
-        ModelKind.COMPLETION: "Write the beginning of a text: the model goes on with it.",
-        ModelKind.EMBEDDING: "Write a text: you see its vector's dimensions and norm.",
-    }.get(server.kind, "Ask it something.")
-    return Text.assemble(
-        (f"{server.model}\n", f"bold {colours.text}"),
-        (f"{what}\n\n", colours.text),
-        ("The conversation is kept while gpubox runs; answers go on while you look elsewhere.", colours.dim),
-    )
+OWN = frozenset(binding.action.partition("(")[0] for binding in ChatScreen.BINDINGS if isinstance(binding, Binding))
+"""The chat's own actions: none of them does anything as long as there is no conversation."""

@@ -1,13 +1,16 @@
-"""Where a question is written: Enter sends it, Ctrl+J begins a new line, the arrow keys bring earlier ones back."""
+"""Where a question or a command is written: Enter sends it, Ctrl+J begins a new line, Tab completes a command."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.widgets import TextArea
+
+from backends.chat_commands import completed
 
 
 class ChatInput(TextArea):
@@ -16,6 +19,9 @@ class ChatInput(TextArea):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "Send", tooltip="Send what is written"),
         Binding("ctrl+j,shift+enter", "new_line", "New line", show=False, tooltip="Begin a new line"),
+        # Textual's text field selects with these: here they show modes, as everywhere.
+        Binding("f6", "app.go('runs')", show=False),
+        Binding("f7", "app.go('profiles')", show=False),
     ]
 
     def __init__(self, send: Callable[[str], bool], *, id: str | None = None) -> None:
@@ -47,6 +53,8 @@ class ChatInput(TextArea):
             self.action_send()
         elif event.key in ("ctrl+j", "shift+enter"):
             self.action_new_line()
+        elif event.key == "tab" and self.text.startswith("/"):
+            self.run_worker(self._complete(), group="complete", exclusive=True)
         elif event.key == "up" and row == 0 and self._back < len(self.former):
             self._recall(1)
         elif event.key == "down" and row == last and self._back > 0:
@@ -54,6 +62,12 @@ class ChatInput(TextArea):
         else:
             return
         event.prevent_default().stop()
+
+    async def _complete(self) -> None:
+        typed = self.text
+        whole = await asyncio.to_thread(completed, typed)
+        if self.text == typed and whole != typed:
+            self.write(whole)
 
     def _recall(self, step: int) -> None:
         self._back += step
