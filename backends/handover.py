@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import socket
+from typing import Any
 
 from backends.snapshots import ModelKind, Server
 
@@ -40,6 +41,19 @@ def base_url_line(server: Server) -> str:
 def ssh_line(server: Server) -> str:
     """Return the tunnel that brings the server to another machine; it runs there."""
     return f"ssh -N -L {server.port}:{_listening_host(server)}:{server.port} {getpass.getuser()}@{_this_host()}"
+
+
+def launch_line(server: Server, content: dict[str, Any]) -> str:
+    """Return the command that starts the server's engine as it was started, in one line.
+
+    `content` is its profile, overrides merged; keys stand as `"$NAME"`. Raises InvalidProfileError where this version
+    does not understand it any more.
+    """
+    from profiles.commands import export_command
+    from profiles.schema import parse_profile
+
+    profile = parse_profile(content, f"server {server.name}").model_copy(update={"port": server.port})
+    return export_command(profile, server.gpu_indices or None).replace(" \\\n ", "")
 
 
 def handover(server: Server) -> tuple[tuple[str, str], ...]:

@@ -41,7 +41,7 @@ async def test_rows_tell_state_stage_progress_and_load() -> None:
             "12m",
         ]
         assert line_of(pilot, "mistral-7b").split()[:5] == ["mistral-7b", "◐", "weights", "62%", "~40"]
-        assert line_of(pilot, "qwen2.5-14b").split()[1:5] == ["✗", "failed", "8:09", "ago"]
+        assert line_of(pilot, "qwen2.5-14b").split()[1:6] == ["✗", "failed", "8", "min", "ago"]
 
 
 async def test_a_wide_screen_shows_model_and_port_too() -> None:
@@ -143,18 +143,6 @@ async def test_keys_show_the_server_elsewhere(key: str, mode: str) -> None:
         await pilot.press(key)
         assert app.current_mode == mode
         assert app.selected == "qwen2.5-7b"
-
-
-async def test_u_copies_what_a_client_needs() -> None:
-    app = GpuboxApp(FakeLink(), clock=lambda: NOW)
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await opened(pilot)
-        await pilot.press("u")
-        await until(pilot, lambda: "copied: how to use llama-3.3-70b" in shown(pilot), "the lines")
-        lines = app.clipboard.splitlines()
-        assert lines[0].startswith("curl http://127.0.0.1:8000/v1/chat/completions")
-        assert lines[1].startswith("export OPENAI_BASE_URL=http://127.0.0.1:8000/v1")
-        assert lines[2].startswith("ssh ")
 
 
 async def test_a_refusal_is_a_toast_with_what_to_do() -> None:

@@ -1,8 +1,11 @@
-"""Servers above, the profiles to start them from below."""
+"""Servers above, the profiles to start them from below; a large screen shows the selected one's log and figures too."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import on, work
@@ -12,15 +15,29 @@ from textual.containers import Vertical, VerticalScroll
 from textual.events import DescendantFocus
 from textual.widgets import DataTable, Static
 
-from backends.snapshots import Server, ServerState, Snapshot
+from backends.errors import GpuboxError
+from backends.handover import base_url_line, curl_line, launch_line, ssh_line
+from backends.snapshots import Metrics, Server, ServerState, Snapshot
 from tui.launching import LaunchIntent
 from tui.screens.base import DETAILS_TOOLTIP, WIDE_CELLS, GpuboxScreen
+from tui.screens.use import UseLine, UseScreen
 from tui.themes import Palette, palette
+from tui.widgets.live_text import LiveText
 from tui.widgets.profile_table import ProfileRow, ProfileTable
 from tui.widgets.server_details import profile_details, server_details
+from tui.widgets.server_log import ServerLogTail
+from tui.widgets.server_strip import ServerStrip
 from tui.widgets.server_table import ServerTable
 
+if TYPE_CHECKING:
+    from profiles.store import Store
+
 DETAILS_CELLS = 62
+WALL_CELLS, WALL_LINES = 160, 40
+"""From this size on log and figures of the selected server are shown as well."""
+
+FILES_EVERY_S = 5.0
+HISTORY_EVERY_S = 5.0
 NO_SERVERS = "No server yet. Choose a profile below; Enter starts it."
 NO_PROFILES = "No profile yet: gpubox profiles new NAME, or gpubox profiles import 'vllm serve …'"
 ENDING = (ServerState.DRAINING, ServerState.STOPPING)
@@ -43,41 +60,77 @@ class ServersScreen(GpuboxScreen):
         Binding("m", "visit('metrics')", "Metrics", show=False, id="server.metrics", tooltip="Its figures over time"),
         Binding("ctrl+down", "scroll_details(1)", "Down", show=False, tooltip=DETAILS_TOOLTIP, id="details.down"),
         Binding("ctrl+up", "scroll_details(-1)", "Up", show=False, tooltip=DETAILS_TOOLTIP, id="details.up"),
-        Binding("u", "use", "Use", id="server.use", tooltip="Copy its curl, OPENAI_BASE_URL and ssh lines"),
+        Binding("u", "use", "Use", id="server.use", tooltip="Copy its curl, ssh, base URL or launch line"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self._profiles: tuple[ProfileRow, ...] = ()
         self._offered: object = None
+        self._digests: Mapping[str, str] = {}
+        self._is_wall = False
+        self._asked_for: str | None = None
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
         with Vertical(id="servers", classes="panel"):
             yield ServerTable()
             yield Static(NO_SERVERS, id="no-servers", markup=False)
+        yield ServerLogTail(id="tail")
         with VerticalScroll(id="details", classes="panel", can_focus=False):
-            yield Static(id="about")
+            yield LiveText(id="about", wraps=True)
+        yield ServerStrip(id="strip")
         with Vertical(id="profiles", classes="panel") as profiles:
             profiles.border_title = "Profiles"
             yield ProfileTable()
             yield Static(NO_PROFILES, id="no-profiles", markup=False)
 
+    def on_mount(self) -> None:
+        """Look at the profiles' files now and then, and read the history that the strip shows."""
+        self.set_interval(FILES_EVERY_S, self._compare)
+        self.set_interval(HISTORY_EVERY_S, self._read_history)
+
     def on_screen_resume(self) -> None:
         """Read the profiles again: somebody may have edited one."""
         self._read_profiles()
+        self._compare()
+
+    def on_resize(self) -> None:
+        """Show more at once where there is room."""
+        width, height = self.app.size
+        self._is_wall = width >= WALL_CELLS and height >= WALL_LINES
+        self.set_class(self._is_wall, "-wall")
 
     @work(group="profiles", exclusive=True)
     async def _read_profiles(self) -> None:
         self._profiles = await self.gpubox.profile_rows()
         self._changed()
 
+    def _compare(self) -> None:
+        wanted = {one.profile for one in self.gpubox.servers if one.profile_digest is not None and one.is_live}
+        if self.is_current and wanted and self.gpubox.store is not None:
+            self._read_digests(self.gpubox.store, wanted)
+
+    @work(group="digests", exclusive=True)
+    async def _read_digests(self, store: Store, names: set[str]) -> None:
+        digests = await asyncio.to_thread(_digests, store, names)
+        if digests != self._digests:
+            self._digests = digests
+            self._changed()
+
+    def _is_changed(self, server: Server) -> bool:
+        """Whether the file of a live server's profile is another now than when it was started, as far as known."""
+        if server.profile_digest is None or not server.is_live:
+            return False
+        return self._digests.get(server.profile, server.profile_digest) != server.profile_digest
+
     def show(self, snapshot: Snapshot, server: Server | None) -> None:
         """Show servers, profiles and details."""
-        wide = self.app.size.width >= WIDE_CELLS
-        width = self.app.size.width - 2 - (DETAILS_CELLS if wide else 0)
+        beside = not self._is_wall and self.app.size.width >= WIDE_CELLS
+        width = self.app.size.width - 2 - (DETAILS_CELLS if beside else 0)
         table, profiles = self.query_one(ServerTable), self.query_one(ProfileTable)
-        table.follow(snapshot, width, self.gpubox.now())
+        changed = frozenset(one.name for one in snapshot.servers if self._is_changed(one))
+        table.follow(snapshot, width, self.gpubox.now(), changed)
         if server is not None:
             table.select(server.name)
         self.set_class(not snapshot.servers, "-no-servers")
@@ -86,8 +139,10 @@ class ServersScreen(GpuboxScreen):
         self.set_class(not self._profiles, "-no-profiles")
         live = sum(one.is_live for one in snapshot.servers)
         self.query_one("#servers").border_title = f"Servers · {live} live" if live else "Servers"
-        profiles.follow(self._profiles, width)
-        self._show_details(server, (DETAILS_CELLS if wide else self.app.size.width) - 3, palette(self.app))
+        profiles.follow(self._profiles, DETAILS_CELLS - 3 if self._is_wall else width)
+        room = DETAILS_CELLS if beside or self._is_wall else self.app.size.width
+        self._show_details(server, room - 3, palette(self.app))
+        self._show_wall(server if self._is_wall else None)
         offered = (self.focused, server and (server.name, server.state))
         if offered != self._offered:
             self._offered = offered
@@ -95,16 +150,47 @@ class ServersScreen(GpuboxScreen):
 
     def _show_details(self, server: Server | None, width: int, colours: Palette) -> None:
         profile = self._profile()
-        panel, about = self.query_one("#details"), self.query_one("#about", Static)
+        panel, about = self.query_one("#details"), self.query_one("#about", LiveText)
         if isinstance(self.focused, ProfileTable) and profile is not None:
             panel.border_title = profile.name
-            about.update(profile_details(profile, width, colours))
+            about.show(profile_details(profile, width, colours))
         elif server is not None:
             panel.border_title = server.name
-            about.update(server_details(server, self.gpubox.now(), width, colours))
+            is_changed = self._is_changed(server)
+            about.show(server_details(server, self.gpubox.now(), width, colours, changed=is_changed))
         else:
             panel.border_title = ""
-            about.update(Text("Tab moves between servers and profiles.", style=colours.dim))
+            about.show(Text("Tab moves between servers and profiles.", style=colours.dim))
+
+    def _show_wall(self, server: Server | None) -> None:
+        """Show log and figures of `server`; None reads and draws nothing."""
+        tail, strip = self.query_one(ServerLogTail), self.query_one(ServerStrip)
+        if server is not None:
+            tail.border_title = f"Log of {server.name} · l opens it"
+            strip.border_title = f"{server.name} · m shows more"
+        tail.follow(server.log_path if server else None)
+        strip.follow(server)
+        if strip.lacks_history and self._asked_for != strip.server:
+            self._read_history()
+
+    def _read_history(self) -> None:
+        server = self.server
+        if not (self._is_wall and self.is_current and self.gpubox.trouble is None):
+            return
+        if server is not None and isinstance(server.metrics, Metrics):
+            self._asked_for = server.name
+            self._history(server.name)
+
+    @work(group="history", exclusive=True)
+    async def _history(self, name: str) -> None:
+        try:
+            series = await self.gpubox.link.server_series(name)
+        except GpuboxError:
+            return
+        strip = self.query_one(ServerStrip)
+        strip.take(name, series)
+        if self._is_wall and self.is_current:
+            strip.follow(self.server)
 
     def _profile(self) -> ProfileRow | None:
         name = self.query_one(ProfileTable).cursor_key
@@ -147,6 +233,22 @@ class ServersScreen(GpuboxScreen):
                 return not server.is_live
         return True
 
+    def explained(self) -> tuple[str, ...]:
+        """What the row of the selected server tells, what is special about it first."""
+        server = self.server
+        if server is None:
+            return ()
+        special = ["profile_changed"] if self._is_changed(server) else []
+        if server.state is ServerState.STARTING:
+            special += ["stage", "eta"]
+        if server.state is ServerState.BACKOFF:
+            special.append("attempt")
+        if server.foreign is not None:
+            special.append("foreign")
+        row = ("state", "kv_cache_usage", "generation_tokens_per_s", "running", "waiting", "uptime", "port")
+        details = ("max_model_len", "prefix_cache_hit_rate", "kv_cache_tokens", "ttft")
+        return (*special, *row, *details)
+
     def action_launch(self) -> None:
         """Open the launch sheet for the profile under the cursor."""
         if (profile := self._profile()) is not None:
@@ -178,9 +280,47 @@ class ServersScreen(GpuboxScreen):
         self.gpubox.action_forget_server()
 
     def action_use(self) -> None:
-        """Copy how to use the selected server."""
-        self.gpubox.action_use_server()
+        """Offer the lines that a client of the selected server needs, and the one that starts it."""
+        if (server := self.server) is not None:
+            self._offer_lines(server)
+
+    @work(group="use", exclusive=True)
+    async def _offer_lines(self, server: Server) -> None:
+        from profiles.errors import InvalidProfileError
+
+        lines = [
+            UseLine("c", "curl", "asks it something", curl_line(server)),
+            UseLine("s", "ssh -L", "brings it to the machine it runs on", ssh_line(server)),
+            UseLine("b", "base URL", "points OpenAI's clients at it", base_url_line(server)),
+        ]
+        started, why_not = "", ""
+        if server.foreign is not None:
+            started = server.foreign.command
+        else:
+            try:
+                content = await self.gpubox.link.profile(server.name)
+                started = await asyncio.to_thread(launch_line, server, content)
+            except (GpuboxError, InvalidProfileError) as problem:
+                why_not = str(problem)
+        if started:
+            lines.append(UseLine("l", "launch line", "starts its engine as it was started", started))
+        self.app.push_screen(UseScreen(server.name, tuple(lines), why_not))
 
     def action_visit(self, mode: str) -> None:
         """Show the selected server in another mode."""
         self.app.switch_mode(mode)
+
+
+def _digests(store: Store, names: set[str]) -> dict[str, str]:
+    """Return the digests of these profiles' files as they are now; one that cannot be read is left out."""
+    from profiles.errors import InvalidProfileError
+    from profiles.store import digest_of
+
+    found = {}
+    for name in names:
+        try:
+            path, _ = store.find(name)
+            found[name] = digest_of(Path(path).read_text(encoding="utf-8"))
+        except (InvalidProfileError, OSError, ValueError):
+            continue
+    return found

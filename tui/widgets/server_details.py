@@ -12,18 +12,25 @@ from tui.themes import Palette
 from tui.widgets.bars import bar
 from tui.widgets.crash_card import card_lines
 from tui.widgets.profile_table import ProfileRow
+from tui.widgets.server_table import CHANGED
 
 LABEL = 10
 BAR = 16
 
 
-def server_details(server: Server, now: float, width: int, colours: Palette) -> Text:
-    """Build the lines about a server in `width` cells; the cause of a failure comes first, whole."""
+def server_details(server: Server, now: float, width: int, colours: Palette, *, changed: bool = False) -> Text:
+    """Build the lines about a server in `width` cells; the cause of a failure comes first, whole.
+
+    `changed` says that its profile's file is another than the one it was started with.
+    """
     lines: list[Text] = []
     if server.cause is not None:
         lines.append(Text(server.cause, style=colours.bad if not server.is_live else colours.warn))
     if server.card is not None:
         lines += card_lines(server.card, width, colours)
+    if changed:
+        told = f"{CHANGED} profile changed since start: to take it up, stop it and start {server.profile}"
+        lines.append(Text(told, style=colours.warn))
     if server.exit is not None:
         lines.append(_line("exit", _ended(server.exit), width, colours))
     engine = f"{server.engine} {server.engine_version or ''}".strip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.text import Text
@@ -19,6 +21,49 @@ from tui.widgets.status_bar import describe
 MODEL_FROM = 104
 PROGRESS_BAR = 10
 BAR_FROM = 124
+ENGINE_FROM = 144
+CONTEXT_FROM = 156
+PROFILE_FROM = 172
+CHANGED = "≠"
+"""Marks a server whose profile's file is not what it was started with."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLayout:
+    """Widths of what comes and goes with the room; a column of width 0 is left out."""
+
+    name: int
+    state: int
+    model: int
+    engine: int
+    port: int
+    context: int
+    profile: int
+
+    @property
+    def with_bar(self) -> bool:
+        """Whether a start has a bar."""
+        return self.state > STATE
+
+
+STATE = 23
+FIXED = 5 + 4 + 5 + 6 + 6
+"""GPUs, KV, tok/s, requests, uptime: what no width leaves out."""
+
+
+def layout(width: int, servers: Sequence[Server]) -> ServerLayout:
+    """Share `width` out; what is left out first: profile, context, engine, the bar, then model and port."""
+    state = STATE + (PROGRESS_BAR + 1 if width >= BAR_FROM else 0)
+    port = 5 if width >= MODEL_FROM else 0
+    engine = 12 if width >= ENGINE_FROM else 0
+    context = 7 if width >= CONTEXT_FROM else 0
+    profile = 18 if width >= PROFILE_FROM else 0
+    room = width - FIXED - 5 * GAP - sum(size + GAP for size in (state, port, engine, context, profile) if size)
+    if not port:
+        return ServerLayout(room, state, 0, engine, port, context, profile)
+    longest = max((len(server.name) for server in servers), default=10) + 2
+    name = min(longest, (room - GAP) // 2)
+    return ServerLayout(name, state, room - GAP - name, engine, port, context, profile)
 
 
 class ServerTable(LiveTable):
@@ -26,46 +71,76 @@ class ServerTable(LiveTable):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "screen.visit('logs')", show=False)]
 
-    def follow(self, snapshot: Snapshot, width: int, now: float) -> None:
-        """Show the newest states in `width` cells."""
-        colours = palette(self.app)
-        with_bar, with_model = width >= BAR_FROM, width >= MODEL_FROM
-        state = 23 + (PROGRESS_BAR + 1 if with_bar else 0)
-        port = 5 if with_model else 0
-        room = width - (state + port + 5 + 4 + 5 + 6 + 6) - (8 if with_model else 6) * GAP
-        longest = max((len(server.name) for server in snapshot.servers), default=10)
-        name = min(longest, room // 2) if with_model else room
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn: dict[str, tuple[tuple[object, ...], tuple[Text | str, ...]]] = {}
+
+    def follow(self, snapshot: Snapshot, width: int, now: float, changed: Set[str] = frozenset()) -> None:
+        """Show the newest states in `width` cells; `changed` names the servers whose profile's file is another now."""
+        colours, sizes = palette(self.app), layout(width, snapshot.servers)
         columns = (
-            Column("Server", name),
-            Column("State", state),
-            Column("Model", room - name),
+            Column("Server", sizes.name),
+            Column("State", sizes.state),
+            Column("Model", sizes.model),
+            Column("Engine", sizes.engine),
             Column("GPUs", 5),
-            Column("Port", port, "right"),
+            Column("Port", sizes.port, "right"),
+            Column("Context", sizes.context, "right"),
             Column("KV", 4, "right"),
             Column("tok/s", 5, "right"),
             Column("Reqs", 6, "right"),
             Column("Up", 6, "right"),
+            Column("Profile", sizes.profile),
         )
         kept = [number for number, column in enumerate(columns) if column.width]
-        rows = {server.name: server_row(server, now, with_bar, colours) for server in snapshot.servers}
-        self.show([columns[n] for n in kept], {key: [row[n] for n in kept] for key, row in rows.items()})
+        rows: dict[str, Sequence[Text | str]] = {}
+        drawn: dict[str, tuple[tuple[object, ...], tuple[Text | str, ...]]] = {}
+        for server in snapshot.servers:
+            is_changed = server.name in changed
+            # What stays the same needs not be made again: a server at rest changes with the minute alone.
+            told = (server, now // (1 if _hurries(server) else 60), is_changed, sizes, colours)
+            before = self._drawn.get(server.name)
+            if before is None or before[0][0] is not server or before[0][1:] != told[1:]:
+                cells = server_row(server, now, sizes, colours, changed=is_changed)
+                before = told, tuple(cells[number] for number in kept)
+            drawn[server.name] = before
+            rows[server.name] = before[1]
+        self._drawn = drawn
+        self.show([columns[number] for number in kept], rows)
 
 
-def server_row(server: Server, now: float, with_bar: bool, colours: Palette) -> tuple[Text | str, ...]:
-    """Return the cells of one server."""
+def _hurries(server: Server) -> bool:
+    """Whether its row tells a time in seconds."""
+    return server.state in (ServerState.STARTING, ServerState.BACKOFF)
+
+
+def server_row(
+    server: Server, now: float, sizes: ServerLayout, colours: Palette, *, changed: bool
+) -> tuple[Text | str, ...]:
+    """Return the cells of one server, of all columns."""
     metrics = server.metrics if isinstance(server.metrics, Metrics) else None
     kv = metrics.kv_cache_usage if metrics else None
+    engine = f"{server.engine} {server.engine_version or ''}".rstrip()
     return (
-        Text(server.name, style=f"bold {colours.text}"),
-        state_cell(server, now, with_bar, colours),
+        _name(server, sizes.name, colours, changed=changed),
+        state_cell(server, now, sizes.with_bar, colours),
         Text(server.model, style=colours.dim),
+        Text(engine.replace("transformers", "tf") if len(engine) > sizes.engine else engine, style=colours.dim),
         Text(indices(server.gpu_indices) or "CPU", style=colours.text),
         Text(str(server.port), style=colours.text),
+        Text(shown(server.max_model_len, "{:,}".format), style=colours.text),
         Text(shown(kv, percent), style=colours.dim if kv is None else colours.level(kv, MEMORY_LEVELS)),
         Text(shown(metrics.generation_tokens_per_s if metrics else None, count), style=colours.text),
         _requests(metrics, colours),
         Text(uptime(server, now), style=colours.dim),
+        Text(f"{CHANGED} changed", style=colours.warn) if changed else Text(server.profile, style=colours.dim),
     )
+
+
+def _name(server: Server, width: int, colours: Palette, *, changed: bool) -> Text:
+    if not changed:
+        return Text(server.name, style=f"bold {colours.text}")
+    return Text.assemble((fit(server.name, width - 2), f"bold {colours.text}"), (f" {CHANGED}", colours.warn))
 
 
 def state_cell(server: Server, now: float, with_bar: bool, colours: Palette) -> Text:
@@ -86,7 +161,7 @@ def state_cell(server: Server, now: float, with_bar: bool, colours: Palette) -> 
     if server.foreign is not None:
         text.append(" · by hand", colours.dim)
     if not server.is_live:
-        text.append(f" {duration(now - server.state_since)} ago", colours.dim)
+        text.append(f" {coarse(now - server.state_since)} ago", colours.dim)
     if server.state is ServerState.BACKOFF and server.retry_at is not None:
         text.append(f" {server.attempt}, {duration(server.retry_at - now)}", colours.dim)
     return text
@@ -95,7 +170,14 @@ def state_cell(server: Server, now: float, with_bar: bool, colours: Palette) -> 
 def uptime(server: Server, now: float) -> str:
     """Say how long it serves, or starts."""
     began = server.ready_at or server.launched_at
-    return NOTHING if began is None or not server.is_live else duration(now - began)
+    return NOTHING if began is None or not server.is_live else coarse(now - began)
+
+
+def coarse(seconds: float) -> str:
+    """Show a length of time so that it changes once a minute: '<1 min', '12 min', '3h 14m'."""
+    if seconds < 60:
+        return "<1 min"
+    return f"{int(seconds) // 60} min" if seconds < 3600 else duration(seconds)
 
 
 def _requests(metrics: Metrics | None, colours: Palette) -> Text:
