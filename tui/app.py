@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from textual import on
@@ -81,7 +82,7 @@ class GpuboxApp(ServerActions):
     PANELS = PANELS
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {name: made for name, (_, made) in PANELS.items()}
     DEFAULT_MODE = "box"
-    CSS_PATH = "styles/app.tcss"
+    CSS_PATH = Path(__file__).with_name("styles") / "app.tcss"
     COMMANDS = ServerActions.COMMANDS | {GpuboxCommands}
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
