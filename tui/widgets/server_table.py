@@ -73,7 +73,7 @@ class ServerTable(LiveTable):
 
     def __init__(self) -> None:
         super().__init__()
-        self._drawn: dict[str, tuple[tuple[object, ...], tuple[Text | str, ...]]] = {}
+        self._made: dict[str, tuple[tuple[object, ...], tuple[Text | str, ...]]] = {}
 
     def follow(self, snapshot: Snapshot, width: int, now: float, changed: Set[str] = frozenset()) -> None:
         """Show the newest states in `width` cells; `changed` names the servers whose profile's file is another now."""
@@ -99,13 +99,13 @@ class ServerTable(LiveTable):
             is_changed = server.name in changed
             # What stays the same needs not be made again: a server at rest changes with the minute alone.
             told = (server, now // (1 if _hurries(server) else 60), is_changed, sizes, colours)
-            before = self._drawn.get(server.name)
+            before = self._made.get(server.name)
             if before is None or before[0][0] is not server or before[0][1:] != told[1:]:
                 cells = server_row(server, now, sizes, colours, changed=is_changed)
                 before = told, tuple(cells[number] for number in kept)
             drawn[server.name] = before
             rows[server.name] = before[1]
-        self._drawn = drawn
+        self._made = drawn
         self.show([columns[number] for number in kept], rows)
 
 
