@@ -109,6 +109,10 @@ class Terminal:
             if not news or (self._ended and not wanted.search(self.text)):
                 raise AssertionError(f"{self._command[0]} never wrote {pattern!r}; its last words: {self.text[-2000:]}")
 
+    def wait_for_end(self, within_s: float = PATIENCE_S) -> None:
+        """Wait until the program has ended; raises subprocess.TimeoutExpired."""
+        self._process.wait(within_s)
+
     def _read(self) -> None:
         while True:
             with contextlib.suppress(InterruptedError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 from backends.client import AsyncKeeper, KeeperLink
@@ -23,6 +24,12 @@ def open_screen(store: Store, launch: LaunchIntent | None, simulate: str | None)
         link = ReadOnlyKeeper(simulated) if forbids() else simulated
     else:
         link = ReadOnlyKeeper(AsyncKeeper(starts_keeper=False), unkept_updates) if forbids() else AsyncKeeper()
-    app = TerminalApp(link, store=store, launch=launch, simulated=bool(simulate))
+    return show(TerminalApp(link, store=store, launch=launch, simulated=bool(simulate)))
+
+
+def show(app: TerminalApp) -> int:
+    """Run an app until it is left; returns the exit code."""
+    # What is there by now stays: going through it again and again would only stall the screen.
+    gc.freeze()
     app.run()
     return app.return_code or 0
