@@ -226,8 +226,17 @@ class LogReader:
 
         self._order(order, 0)
 
+    def texts(self, low: Key, high: Key, most: int, tell: Callable[[list[str]], object]) -> None:
+        """Have `tell` called, in the reading thread, with the shown lines from `low` to `high`, at most so many."""
+
+        def order() -> None:
+            lines, _ = self._from(low, most)
+            tell([line.text for line in lines if line.key <= high])
+
+        self._order(order, 0)
+
     @property
-    def children(self) -> list[int]:
+    def search_pids(self) -> list[int]:
         """The pids of the searching children."""
         scans = [*self._filters, *self._searches, *self._hunts]
         return [scan.pid for scan in scans if scan.pid is not None]
@@ -284,6 +293,7 @@ class LogReader:
                 existed, end = source.exists, source.end
                 while source.poll():
                     self._grown = self._changed = True
+                    source.count_newer()  # What is shown is counted, too.
                     if source.end - end > 1 << 20:
                         break
                 if source.exists and not existed:

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import json
 
-from backends.logs.text import INFO, LEVELS, Rule, is_clean, read_block, split_lines
+from backends.logs.text import INFO, LEVELS, Rule, is_clean, read_block, split_lines, text_start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ REACHED_END, ALL_DONE = 1, 2
 TELL_EVERY_S = 0.03
 OLDER_BLOCKS = 16
 LOOK_BACK_BLOCKS = 16
-NICENESS = 5
 
 
 class File:
@@ -71,7 +70,7 @@ class Search:
         self.files: list[File] = []
         self._parent: int = spec["parent"]
         self._folds = compiled is not None and bool(compiled.flags & re.IGNORECASE)
-        self._needle = needle_of(pattern, compiled.flags) if compiled else ""
+        self._needle = needle_of(pattern, compiled.flags).encode() if compiled else b""
         self._words = _words_from(self.rule.level) if self.rule.level > INFO and not self.rule.processes else ()
         self._newer: list[int] | None = None
         self._older: list[int] | None = None
@@ -206,8 +205,8 @@ class Search:
         if self._words and not state & 1 and plain and not self._has_level(data):
             return 0, state
         if self._needle and plain and not self.rule.filters:
-            return self._count_quickly(data.decode("ascii")), state
-        if self._needle and plain and not self.rule.processes and self._needle not in self._folded(data.decode()):
+            return self._count_quickly(data), state
+        if self._needle and plain and not self.rule.processes and self._needle not in self._folded(data):
             # What the lines are is still to be known, for the block after it.
             after = self.rule.state_before(split_lines(data)[1])
             return 0, state if after is None else after
@@ -225,23 +224,21 @@ class Search:
         letters = (b"E", b"F") if self.rule.level > INFO + 1 else (b"W", b"E", b"F")
         return any(letter + day + b" " in data for letter in letters for day in days)
 
-    def _folded(self, text: str) -> str:
-        return text.lower() if self._folds else text
+    def _folded(self, data: bytes) -> bytes:
+        return data.lower() if self._folds else data
 
-    def _count_quickly(self, text: str) -> int:
-        """Count lines with a match, looking only at those that hold what any match holds."""
-        folded, needle = self._folded(text), self._needle
+    def _count_quickly(self, data: bytes) -> int:
+        """Count lines with a match in ASCII text, looking only at those that hold what any match holds."""
+        folded, needle = self._folded(data), self._needle
         pattern = self.rule.pattern
         assert pattern is not None
         search, hits = pattern.search, 0
         at = folded.find(needle)
         while at >= 0:
-            start = text.rfind("\n", 0, at) + 1
-            end = text.find("\n", at)
-            end = len(text) if end < 0 else end
-            line = text[start:end]
-            # The stamp's length is that of the shim's; a line without one is searched whole.
-            if search(line[30:] if line[10:11] == "T" and line[29:30] == " " and line[:4].isdecimal() else line):
+            end = data.find(b"\n", at)
+            end = len(data) if end < 0 else end
+            line = data[data.rfind(b"\n", 0, at) + 1 : end].decode("ascii")
+            if search(line[text_start(line) :]):
                 hits += 1
             at = folded.find(needle, end)
         return hits
@@ -270,7 +267,6 @@ def _words_from(level: int) -> tuple[bytes, ...]:
 
 def main() -> None:
     """Search as told until standard input ends."""
-    os.nice(NICENESS)
     poll = select.poll()
     poll.register(0, select.POLLIN)
     rest, search, busy = b"", None, False

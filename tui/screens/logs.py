@@ -1,4 +1,4 @@
-"""Logs: the selected server's log as it is written, this start's and the ones before, read from its file."""
+"""Logs: a server's log as it is written, earlier starts', several servers' merged; filtered, searched, copied."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input, Static
 
 from backends import paths
+from backends.logs.text import LEVELS
 from backends.processes.logs import LogStart, log_starts
-from backends.snapshots import Server, ServerState, Snapshot
-from tui.format import MIB, NOTHING, duration, fit, fit_path, memory, moment, percent
+from backends.snapshots import Server, Snapshot
+from tui.format import fit, moment
 from tui.screens.base import GpuboxScreen
-from tui.themes import STATES, Palette, palette
-from tui.widgets.bars import bar
-from tui.widgets.log_view import LogStatus, LogView
+from tui.themes import Palette, palette
+from tui.widgets.log_chooser import LogChooser
+from tui.widgets.log_lines import beside, extent_text, finding_text, path_text, rule_text, stage_line, standing_text
+from tui.widgets.log_view import LogView
 
-BAR_CELLS = 16
+SEARCH_HINT = "regular expression · small letters match capitals too · Enter · Esc"
+TIME_HINT = "14:03 · 14:03:20 · 11-21 14:03 · -5m before the end · Enter · Esc"
 
 
 class LogsScreen(GpuboxScreen):
-    """One log from its end backwards, with search; `,` and `.` go through the starts."""
+    """One log from its end backwards, or several merged; `,` and `.` go through the starts, `s` lists them."""
 
     CSS_PATH = "../styles/logs.tcss"
     AUTO_FOCUS = "LogView"
@@ -37,10 +40,16 @@ class LogsScreen(GpuboxScreen):
         ),
         Binding("n", "next_match(1)", "Next", id="logs.next", tooltip="Go to the next match below"),
         Binding("N", "next_match(-1)", "Before", id="logs.previous", tooltip="Go to the match before"),
+        Binding("v", "level", "Level", id="logs.level", tooltip="Only from INFO, WARNING, ERROR, CRITICAL on, or all"),
+        Binding("p", "process", "Process", id="logs.process", tooltip="Only lines of some of its processes"),
+        Binding("E", "error", "Error", id="logs.error", tooltip="Go to the first error, from there to the next"),
+        Binding("at", "time", "Time", id="logs.time", key_display="@", tooltip="Go to a time: 14:03, or -5m"),
+        Binding("s", "starts", "Starts", id="logs.starts", tooltip="Choose the log of an earlier start"),
         Binding(
             "comma",
             "start(1)",
             "Older start",
+            show=False,
             id="logs.older",
             key_display=",",
             tooltip="Show the log of the start before",
@@ -49,11 +58,13 @@ class LogsScreen(GpuboxScreen):
             "full_stop",
             "start(-1)",
             "Newer start",
+            show=False,
             id="logs.newer",
             key_display=".",
             tooltip="Show the log of the next start",
         ),
-        Binding("escape", "end_search", "End search", show=False, id="logs.end_search"),
+        Binding("m", "merge", "Merge", id="logs.merge", tooltip="Show several servers' logs as one, by time"),
+        Binding("escape", "end", "End search", show=False, id="logs.end_search", tooltip="End search, then filter"),
     ]
 
     def __init__(self) -> None:
@@ -61,6 +72,8 @@ class LogsScreen(GpuboxScreen):
         self._shown: tuple[str, str | None] | None = None
         self._starts: list[LogStart] = []
         self._back = 0
+        self._pinned: Path | None = None
+        self._merged: tuple[str, ...] = ()
         self._pattern = ""
         self._complaint = ""
 
@@ -70,52 +83,75 @@ class LogsScreen(GpuboxScreen):
         yield LogView(id="log")
         yield Static("Waiting for the keeper…", id="empty")
         yield Static(id="stage")
-        yield Input(placeholder="regular expression · small letters match capitals too · Enter · Esc", id="search")
+        yield Input(placeholder=SEARCH_HINT, id="search")
+        yield Input(placeholder=TIME_HINT, id="time")
         yield Static(id="foot")
+
+    @property
+    def _view(self) -> LogView:
+        return self.query_one(LogView)
 
     def on_mount(self) -> None:
         """Show nothing as long as nothing is known; keep the time in a stage running."""
-        self.query_one(LogView).display = False
+        self._view.display = False
         self.set_interval(1.0, self._tick)
 
     def on_screen_suspend(self) -> None:
         """Read nothing while another screen is on top."""
-        self.query_one(LogView).pause(paused=True)
+        self._view.pause(paused=True)
 
     def on_screen_resume(self) -> None:
         """Go on reading."""
-        self.query_one(LogView).pause(paused=False)
+        self._view.pause(paused=False)
+
+    def open_start(self, path: Path) -> None:
+        """Show the log at `path`, an earlier start's or a run's, until another server is selected; mounted or not."""
+        self._pinned, self._merged = path, ()
+        if self.is_mounted:
+            self._changed()
 
     def show(self, snapshot: Snapshot, server: Server | None) -> None:
-        """Show the selected server's newest log, or the start that was chosen of it."""
+        """Show the selected server's newest log, or what was chosen in its place."""
         shown = (server.name, server.log_path) if server else None
         if shown != self._shown:
             is_other = self._shown is None or server is None or server.name != self._shown[0]
-            self._shown = shown
+            was_none, self._shown = self._shown is None, shown
             if is_other:
-                self._starts, self._back = [], 0
+                self._starts, self._back, self._merged = [], 0, ()
+                self._pinned = self._pinned if was_none else None
             if server is not None and server.foreign is None:
                 self._find_starts(server)
-            if self._back == 0:
-                self._open(Path(server.log_path) if server and server.log_path else None)
+        if self._merged:
+            self._open_merged(snapshot)
+        elif self._pinned is not None:
+            self._open(self._pinned)
+        elif self._back == 0:
+            self._open(Path(server.log_path) if server and server.log_path else None)
         self._tell(server)
 
     @work(group="starts", exclusive=True)
     async def _find_starts(self, server: Server) -> None:
         folder = Path(server.log_path).parent if server.log_path else paths.log_dir()
-        chosen = self.query_one(LogView).path
+        chosen = self._view.path
         self._starts = await asyncio.to_thread(log_starts, folder, server.name)
         found = [number for number, start in enumerate(self._starts) if start.path == chosen]
         self._back = found[0] if found else 0
         if chosen is None and self._starts:
-            self._open(self._starts[0].path)
+            self._pinned = self._starts[0].path
+            self._open(self._pinned)
         self.refresh_bindings()
         self._tell(self.server)
 
     def _open(self, path: Path | None) -> None:
-        view = self.query_one(LogView)
-        if view.path != path:
-            view.open(path)
+        if self._view.paths != ((path,) if path else ()):
+            self._view.open(path)
+            self.refresh_bindings()
+
+    def _open_merged(self, snapshot: Snapshot) -> None:
+        logs = {one.name: Path(one.log_path) for one in snapshot.servers if one.log_path and one.name in self._merged}
+        if self._view.paths != tuple(logs.values()):
+            self._view.open(list(logs.values()), list(logs))
+            self.refresh_bindings()
 
     def _tick(self) -> None:
         if self.is_current and self.server is not None and self.server.stage is not None:
@@ -125,117 +161,214 @@ class LogsScreen(GpuboxScreen):
     def _follow_view(self) -> None:
         self._tell(self.server)
 
+    @on(LogView.Complained)
+    def _complain(self, message: LogView.Complained) -> None:
+        self._complaint = message.text
+        self._tell(self.server)
+
     def _tell(self, server: Server | None) -> None:
         """Say where one is and what there is to see."""
-        view = self.query_one(LogView)
-        status = view.status
-        empty = self._why_empty(server, view.path, status)
+        view = self._view
+        empty = self._why_empty(server, view)
         view.display = not empty
         self.query_one("#empty").display = bool(empty)
         if empty:
             self.query_one("#empty", Static).update(empty)
         width, colours = self.app.size.width - 2, palette(self.app)
-        self.query_one("#head", Static).update(self._head(server, view.path, status, width, colours))
-        self.query_one("#foot", Static).update(self._foot(view, status, width, colours))
+        self.query_one("#head", Static).update(self._head(server, view, width, colours))
+        self.query_one("#foot", Static).update(self._foot(view, width, colours))
         self._tell_stage(server)
 
-    def _why_empty(self, server: Server | None, path: Path | None, status: LogStatus) -> Text | None:
-        if status.extent.problem:
-            return Text(f"{path} cannot be read: {status.extent.problem}")
-        if server is None:
+    def _why_empty(self, server: Server | None, view: LogView) -> Text | None:
+        extent, path = view.extent, view.path
+        if extent.problem:
+            return Text(f"{path} cannot be read: {extent.problem}")
+        if extent.exists and (extent.size_bytes or self._pinned):
+            if view.is_empty and extent.shown == 0 and not extent.is_filtering:
+                return Text(f"No line is {rule_text(view.rule)}.\n\nPress v for another level, Esc to see all lines.")
+            return None if extent.size_bytes else Text("The log is empty so far.")
+        if self._pinned is None and server is None:
             return Text("There is no server yet, so there is no log.\n\nPress 2, choose a profile and start it.")
-        if server.foreign is not None:
+        if self._pinned is None and server is not None and server.foreign is not None:
             return Text(f"{server.name}: log unknown: it was not started by gpubox, but by hand, as pid {server.pid}.")
         if path is None:
-            return Text(f"{server.name} has no log yet.\n\nIt gets one once it starts: press 2 to start it.")
-        if status.extent.exists:
-            return None if status.extent.end > status.extent.first else Text("The log is empty so far.")
-        if server.is_live:
+            name = server.name if server else "It"
+            return Text(f"{name} has no log yet.\n\nIt gets one once it starts: press 2 to start it.")
+        if extent.exists:
+            return Text("The log is empty so far.")
+        if server is not None and server.is_live and self._pinned is None:
             return Text("The log's first line is awaited…")
         return Text(f"This log is not there any more: {path}\n\nPress , for an older start.")
 
-    def _head(self, server: Server | None, path: Path | None, status: LogStatus, width: int, colours: Palette) -> Text:
-        if server is None:
-            return Text()
-        text = Text.assemble((server.name, f"bold {colours.text}"), no_wrap=True)
-        if path and self._starts:
-            number = len(self._starts) - self._back
-            which = f"start {number} of {len(self._starts)}"
-            text.append(f"  {which}", colours.warn if self._back else colours.dim)
-            text.append(f"  {moment(self._starts[self._back].at.timestamp())}", colours.dim)
-        extent = status.extent
-        if extent.exists:
-            lines = f"{extent.end - extent.first:,} lines" + ("" if extent.is_whole else "…")
-            text.append(f"  {lines}  {_size(extent.size_bytes)}", colours.dim)
-        room = width - text.cell_len - 2
-        if path and room > 20:
-            text.append(f"  {fit_path(str(path), room)}", colours.dim)
+    def _head(self, server: Server | None, view: LogView, width: int, colours: Palette) -> Text:
+        text = Text(no_wrap=True)
+        if self._merged:
+            text.append(fit(" + ".join(self._merged), width // 2), f"bold {colours.text}")
+        elif server is not None and (self._pinned is None or self._starts):
+            text.append(server.name, f"bold {colours.text}")
+            if view.path and self._starts:
+                number = len(self._starts) - self._back
+                text.append(f"  start {number} of {len(self._starts)}", colours.warn if self._back else colours.dim)
+                text.append(f"  {moment(self._starts[self._back].at.timestamp())}", colours.dim)
+        elif self._pinned is not None:
+            text.append(self._pinned.stem, f"bold {colours.text}")
+        else:
+            return text
+        text.append_text(extent_text(view.extent, view.rule, colours))
+        if view.path and not self._merged:
+            text.append_text(path_text(view.path, width - text.cell_len, colours))
         return text
 
-    def _foot(self, view: LogView, status: LogStatus, width: int, colours: Palette) -> Text:
+    def _foot(self, view: LogView, width: int, colours: Palette) -> Text:
         if self._complaint:
             return Text(fit(self._complaint, width), colours.bad)
-        left = Text(no_wrap=True)
-        if status.following and self.server and self.server.is_live and not self._back:
-            left.append("▼ following", colours.good)
-        elif status.following:
-            left.append("▼ the log ends here", colours.dim)
-        elif status.new_lines:
-            new = f"{status.new_lines:,} new line" + ("" if status.new_lines == 1 else "s")
-            left.append(f"‖ {new} · G to follow", colours.warn)
-        else:
-            left.append("‖ paused · G to follow", colours.warn)
-        right = Text(no_wrap=True)
-        if status.matches is not None:
-            rank = f"{status.match:,}" if status.match else NOTHING
-            found = f"{rank} of {status.matches:,}" if status.matches else "no match"
-            more = "…" if status.is_searching else ""
-            right.append(f"/{fit(self._pattern, 24)}/ ", colours.text)
-            right.append(f"{found}{more} · n N · Esc ends", colours.dim)
-        elif not view.shows_whole:
-            right.append("short lines · t shows them whole", colours.faint)
-        return Text.assemble(left, " " * max(1, width - left.cell_len - right.cell_len), right, no_wrap=True)
+        is_live = bool(self.server and self.server.is_live and not self._back and self._pinned is None)
+        status = view.status
+        left = standing_text(status, is_live=is_live or bool(self._merged), colours=colours)
+        return beside(left, finding_text(status, self._pattern, colours), width)
 
     def _tell_stage(self, server: Server | None) -> None:
         stage = self.query_one("#stage", Static)
-        text = stage_line(server, self.gpubox.now(), palette(self.app)) if server and not self._back else None
+        is_its_own = server is not None and not self._back and self._pinned is None and not self._merged
+        text = stage_line(server, self.gpubox.now(), palette(self.app)) if server and is_its_own else None
         stage.set_class(text is not None, "-shown")
         if text is not None:
             stage.update(text)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer only the keys that do something now."""
+        view = self._view if self.is_mounted else None
         if action == "start":
-            return 0 <= self._back + (1 if parameters == (1,) else -1) < len(self._starts)
+            wanted = self._back + (1 if parameters == (1,) else -1)
+            return not self._merged and 0 <= wanted < len(self._starts)
+        if action == "starts":
+            return len(self._starts) > 1
+        if action == "merge":
+            return len(self._mergeable()) > 1
         if action == "next_match":
             return bool(self._pattern)
-        return True
+        if action in ("search", "level", "process", "error", "time"):
+            return view is not None and bool(view.paths)
+        if action == "end":
+            is_filtered = view is not None and view.rule != (0, ())
+            is_marking = view is not None and view.status.is_marking
+            is_busy = view is not None and view.status.is_looking
+            return bool(self._pattern or self._complaint or is_filtered or is_marking or is_busy or self._asking)
+        return super().check_action(action, parameters)
+
+    @property
+    def _asking(self) -> list[Input]:
+        return [one for one in self.query(Input) if one.has_class("-shown")]
+
+    def _mergeable(self) -> list[str]:
+        return [one.name for one in self.gpubox.servers if one.log_path and one.foreign is None]
 
     def action_start(self, step: int) -> None:
         """Show the log of an older or newer start."""
-        self._back += step
-        self._open(self._starts[self._back].path)
+        self._show_start(self._back + step)
+
+    def _show_start(self, back: int) -> None:
+        self._back, self._merged = back, ()
+        server = self.server
+        path = self._starts[back].path
+        is_newest = server is not None and server.log_path == str(path)
+        self._pinned = None if is_newest else path
+        self._open(path)
+        self.refresh_bindings()
+        self._tell(server)
+
+    def action_starts(self) -> None:
+        """Choose one of the server's starts."""
+
+        def chosen(places: tuple[int, ...] | None) -> None:
+            if places:
+                self._show_start(places[0])
+
+        count = len(self._starts)
+        rows = [
+            f"start {count - number}  {moment(one.at.timestamp())}  {one.path.name}"
+            for number, one in enumerate(self._starts)
+        ]
+        self.app.push_screen(LogChooser("Which start's log", rows, at=self._back), chosen)
+
+    def action_merge(self) -> None:
+        """Choose whose logs to show as one."""
+        names = self._mergeable()
+        now = self._merged or ((self.gpubox.selected,) if self.gpubox.selected else ())
+
+        def chosen(places: tuple[int, ...] | None) -> None:
+            if places is None:
+                return
+            self._merged = tuple(names[place] for place in places) if len(places) > 1 else ()
+            self._pinned, self._back = None, 0
+            self._changed()
+
+        marked = [number for number, name in enumerate(names) if name in now]
+        self.app.push_screen(LogChooser("Merge the logs of", names, several=True, marked=marked), chosen)
+
+    def action_level(self) -> None:
+        """Show only lines from the next level on, or all again."""
+        level, processes = self._view.rule
+        self._filter((max(level, 1) + 1) if level < len(LEVELS) else 0, processes)
+
+    def action_process(self) -> None:
+        """Choose which processes' lines to show."""
+        level, chosen = self._view.rule
+        names = sorted({*self._view.extent.processes, *chosen})
+
+        def take(places: tuple[int, ...] | None) -> None:
+            if places is not None:
+                picked = tuple(names[place] for place in places)
+                self._filter(level, () if len(picked) == len(names) else picked)
+
+        if names:
+            marked = [number for number, name in enumerate(names) if name in chosen]
+            self.app.push_screen(LogChooser("Only lines of", names, several=True, marked=marked), take)
+        else:
+            self._complaint = "no line in here names its process"
+            self._tell(self.server)
+
+    def _filter(self, level: int, processes: tuple[str, ...]) -> None:
+        self._complaint = ""
+        self._view.filter(level, processes)
         self.refresh_bindings()
         self._tell(self.server)
 
+    def action_error(self) -> None:
+        """Go to the first error, from there to the next."""
+        self._complaint = ""
+        self._view.first_error()
+
     def action_search(self) -> None:
         """Ask what to search for."""
-        search = self.query_one("#search", Input)
-        search.value = self._pattern
-        search.add_class("-shown")
-        search.focus()
+        self._ask("#search", self._pattern)
+
+    def action_time(self) -> None:
+        """Ask for a time to go to."""
+        self._ask("#time", "")
+
+    def _ask(self, which: str, value: str) -> None:
+        self._complaint = ""
+        ask = self.query_one(which, Input)
+        ask.value = value
+        ask.add_class("-shown")
+        ask.focus()
 
     def action_next_match(self, direction: int) -> None:
         """Go to the next match below or above."""
-        self.query_one(LogView).next_match(direction)
+        self._view.next_match(direction)
 
-    def action_end_search(self) -> None:
-        """Close the search; a second time, forget what was searched for."""
-        search = self.query_one("#search", Input)
-        was_open = search.has_class("-shown")
-        self._close_search()
-        if not was_open and self._pattern:
+    def action_end(self) -> None:
+        """Close what is open: the question, marking, the search, then the filter."""
+        if self._asking or self._complaint:
+            self._close()
+        elif self._view.end_marking() or (not self._pattern and self._view.stop_looking()):
+            pass
+        elif self._pattern:
             self._search_for("", None)
+        else:
+            self._filter(0, ())
+        self.refresh_bindings()
         self._tell(self.server)
 
     @on(Input.Submitted, "#search")
@@ -246,10 +379,16 @@ class LogsScreen(GpuboxScreen):
             self._complaint = f"no regular expression: {problem}"
             self._tell(self.server)
             return
-        self._close_search()
+        self._close()
         self._search_for(message.value, pattern)
 
-    @on(Input.Changed, "#search")
+    @on(Input.Submitted, "#time")
+    def _timed(self, message: Input.Submitted) -> None:
+        self._close()
+        if message.value.strip():
+            self._view.go_to_time(message.value)
+
+    @on(Input.Changed)
     def _typed(self) -> None:
         if self._complaint:
             self._complaint = ""
@@ -257,17 +396,14 @@ class LogsScreen(GpuboxScreen):
 
     def _search_for(self, text: str, pattern: re.Pattern[str] | None) -> None:
         self._pattern = text
-        self.query_one(LogView).search(pattern)
+        self._view.search(pattern)
         self.refresh_bindings()
 
-    def _close_search(self) -> None:
+    def _close(self) -> None:
         self._complaint = ""
-        self.query_one("#search", Input).remove_class("-shown")
-        self.query_one(LogView).focus()
-
-
-def _size(amount_bytes: int) -> str:
-    return memory(amount_bytes) if amount_bytes >= MIB else f"{amount_bytes / 1024:.0f} KiB"
+        for ask in self._asking:
+            ask.remove_class("-shown")
+        self._view.focus()
 
 
 def compiled(text: str) -> re.Pattern[str]:
@@ -275,27 +411,3 @@ def compiled(text: str) -> re.Pattern[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # A FutureWarning would be printed across the screen.
         return re.compile(text, 0 if re.search(r"(?<!\\)[A-Z]", text) else re.IGNORECASE)
-
-
-def stage_line(server: Server, now: float, colours: Palette) -> Text | None:
-    """Say what a start is doing and for how long, or why it ended; None where the log says it all."""
-    sign, _ = STATES[server.state]
-    colour = colours.state(server.state)
-    if server.state is ServerState.FAILED or server.state is ServerState.LOST:
-        return Text.assemble(f"{sign} {server.state.value}", (f"  {server.cause or ''}", colours.text), style=colour)
-    if server.state is ServerState.BACKOFF:
-        wait_s = max(0.0, (server.retry_at or now) - now)
-        return Text(f"{sign} start {server.attempt} failed, the next one is in {wait_s:.0f} s", style=colour)
-    if server.stage is None:
-        return None
-    stage = server.stage
-    text = Text.assemble((f"{sign} {stage.name}  ", colour), no_wrap=True)
-    if stage.progress is not None:
-        text.append_text(bar(stage.progress, BAR_CELLS, colour, colours.faint))
-        text.append(f" {percent(stage.progress)}  ", colours.text)
-    text.append(duration(now - stage.since), colours.text)
-    if server.launched_at is not None:
-        text.append(f" of {duration(now - server.launched_at)} since launch", colours.dim)
-    if stage.detail:
-        text.append(f"  {stage.detail}", colours.dim)
-    return text

@@ -1,56 +1,69 @@
-"""A log's lines on screen: follows its end, scrolls back without limit, searches, wraps; reads nothing itself."""
+"""A log on screen: follows its end, scrolls back without limit, filters, searches, jumps, marks and copies lines."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
-from rich.style import Style
-from rich.text import Text
 from textual import events, on
 from textual.binding import Binding, BindingType
-from textual.geometry import Size
 from textual.message import Message
-from textual.scroll_view import ScrollView
-from textual.scrollbar import ScrollTo
-from textual.selection import Selection
-from textual.strip import Strip
+from textual.scrollbar import ScrollDown, ScrollTo, ScrollUp
 
-from tui.widgets.log_view_lines import LineStyles, laid_out
-from tui.widgets.log_view_parts import Extent
-from tui.widgets.log_view_rows import Rows, moved, strip_of
-from tui.widgets.log_view_search import Search
-from tui.widgets.log_view_source import LogSource
+from backends.errors import UsageError
+from backends.logs.moments import parse_moment
+from backends.logs.reader import EMPTY, END, START, Extent, Key, LogReader
+from backends.logs.text import RANKS
+from tui.format import plural
+from tui.widgets.log_pane import LogPane
 
 WHEEL_ROWS = 3
-SIDEWAYS_CELLS = 16
-SELECTION_BASE = 1 << 40
-"""Added to line numbers, which may be negative, where a selection needs offsets."""
+AROUND_LINES = 200
+MARKED_LINES = 10_000
+"""So many lines are copied at most; terminals take less."""
 
-NOTHING_KNOWN = Extent(0, 0, 0, is_whole=False, exists=False, problem=None)
+NOTHING_KNOWN = Extent()
 
 
 @dataclass(frozen=True, slots=True)
 class LogStatus:
-    """Where the reader stands; `match` counts from 1, `new_lines` since following was left."""
+    """Where the reader stands.
+
+    `new_lines` came since following was left; `line` is the number of the line on top, from 1, None while it is not
+    known; `part` is how far down that is, from 0 to 1. `match` counts from 1, `matches` is None without a search.
+    `is_looking`: a jump's goal is not found yet. `is_marking`: lines are being marked, `marked` of them.
+    """
 
     extent: Extent
     following: bool
     new_lines: int
+    line: int | None
+    part: float
     matches: int | None
     match: int | None
     is_searching: bool
+    is_looking: bool
+    is_marking: bool
 
 
-class LogView(ScrollView, can_focus=True):
-    """Shows one log. Its position is a line and a row within it, so that wrapped lines scroll row by row."""
+class LogView(LogPane):
+    """Shows a log, from its end on: `view.open(path)`, `view.open(None)` to show nothing; that is all a tail needs.
+
+    Several paths are merged by the lines' times, with `labels` before them. Nothing is read on the UI loop: a thread
+    reads what is looked at (`LogReader`), processes of their own search. `pause(paused=True)` while nobody looks;
+    unmounting ends the thread and its children. `Changed` says that `status` or `extent` is new, `Complained` that
+    something was asked for that cannot be. Filters and searches stay when another log is opened.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", show=False, id="log.up"),
         Binding("down,j", "move(1)", "Down", show=False, id="log.down"),
+        Binding("space", "mark", "Mark from here", id="log.mark", tooltip="Mark lines from here on, or no longer"),
         Binding("pageup,b", "page(-1)", "Page up", show=False, id="log.page_up"),
         Binding("pagedown,space", "page(1)", "Page down", show=False, id="log.page_down"),
         Binding("home,g", "to_start", "Start", show=False, id="log.start"),
@@ -65,44 +78,47 @@ class LogView(ScrollView, can_focus=True):
         ),
         Binding("left,h", "sideways(-1)", "Left", show=False, id="log.left"),
         Binding("right,l", "sideways(1)", "Right", show=False, id="log.right"),
-        Binding("w", "wrap", "Wrap", id="log.wrap", tooltip="Wrap long lines, or cut them"),
-        Binding("t", "whole", "Whole lines", id="log.whole", tooltip="Show lines as the file has them, or short"),
+        Binding("w", "wrap", "Wrap", show=False, id="log.wrap", tooltip="Wrap long lines, or cut them"),
+        Binding(
+            "t", "whole", "Whole lines", show=False, id="log.whole", tooltip="Lines as the file has them, or short"
+        ),
+        Binding("y", "copy", "Copy", id="log.copy", tooltip="Choose a line, or mark several; again: copy"),
     ]
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "log-view--faint",
-        "log-view--error",
-        "log-view--warning",
-        "log-view--own",
-        "log-view--match",
-        "log-view--current-match",
-    }
 
     class Changed(Message):
         """The position, or what is known of the log, has changed."""
 
+    class Complained(Message):
+        """Something cannot be done: `text` says what, in one line."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
     class _Read(Message):
         """The reading thread has news."""
 
-        def __init__(self, source: LogSource) -> None:
+        def __init__(self, reader: LogReader) -> None:
             super().__init__()
-            self.source = source
+            self.reader = reader
 
         def can_replace(self, message: Message) -> bool:
-            return isinstance(message, LogView._Read) and message.source is self.source
+            return isinstance(message, LogView._Read) and message.reader is self.reader
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.following = True
-        self._source: LogSource | None = None
-        self._extent = NOTHING_KNOWN
-        self._top, self._row = 0, 0
-        self._layout: list[tuple[int, int]] = []
-        self._rows = Rows()
-        self._styles: LineStyles | None = None
-        self._seen_end = 0
-        self._search: Search | None = None
-        self._looking = False
-        self._syncing = False
+        self.rule: tuple[int, tuple[str, ...]] = (0, ())
+        self.extent = NOTHING_KNOWN
+        self._reader: LogReader | None = None
+        self._place: Key | None = END
+        self._ask = 0
+        self._wants_start = False
+        self._jump: tuple[int, str] | None = None
+        self._pending = 0
+        self._seen = 0
+        self._pointer: Key | None = None
+        self._from: Key | None = None
 
     @property
     def shows_whole(self) -> bool:
@@ -110,196 +126,261 @@ class LogView(ScrollView, can_focus=True):
         return self._rows.whole
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The logs that are shown."""
+        return self._reader.paths if self._reader else ()
+
+    @property
     def path(self) -> Path | None:
-        """The log that is shown."""
-        return self._source.path if self._source else None
+        """The log that is shown, the first one where they are merged."""
+        return self.paths[0] if self.paths else None
+
+    @property
+    def search_pids(self) -> list[int]:
+        """The pids of the processes that search."""
+        return self._reader.search_pids if self._reader else []
 
     @property
     def status(self) -> LogStatus:
         """Where the reader stands now."""
-        search = self._search
+        extent, window = self.extent, self._window
+        down = self._top - self._base
+        low, high = window.marks
         return LogStatus(
-            extent=self._extent,
+            extent=extent,
             following=self.following,
-            new_lines=0 if self.following else max(0, self._extent.end - self._seen_end),
-            matches=search.count if search else None,
-            match=search.rank(self._rows.match) if search and self._rows.match is not None else None,
-            is_searching=search is not None and not search.is_done,
+            new_lines=0 if self.following else max(0, self._came() - self._seen),
+            line=None if window.number is None else window.number + down,
+            part=low + (high - low) * down / max(1, len(window.lines)),
+            matches=extent.matches if self._rows.pattern else None,
+            match=extent.match if self._rows.match else None,
+            is_searching=extent.is_searching,
+            is_looking=self._jump is not None and extent.is_looking,
+            is_marking=self._pointer is not None,
         )
 
-    def open(self, path: Path | None) -> None:
-        """Show the log at `path` from its end on; a search goes on in it. None shows nothing."""
-        if self._source:
-            self._source.close()
-        self._source = LogSource(path, self._told) if path else None
-        self._extent = NOTHING_KNOWN
-        self.following, self._seen_end, self._rows.widest = True, 0, 0
-        self._top = self._row = 0
+    @property
+    def is_empty(self) -> bool:
+        """Whether no line is shown."""
+        return not self._window.lines
+
+    def _came(self) -> int:
+        extent = self.extent
+        return extent.appended_lines if extent.shown is None else extent.shown
+
+    def open(self, path: Path | Sequence[Path] | None, labels: Sequence[str] = ()) -> None:
+        """Show the log at `path` from its end on, or several merged; a search goes on in it. None shows nothing."""
+        self._end_reader()
+        paths = (path,) if isinstance(path, Path) else tuple(path or ())
+        self._reader = LogReader(paths, self._told) if paths else None
+        self.extent = NOTHING_KNOWN
+        self._take_window(EMPTY)
+        self.following, self._place, self._seen, self._pending = True, END, 0, 0
+        self._rows.labels = tuple(labels) if len(paths) > 1 else ()
+        self._rows.widest, self._rows.match, self._jump = 0, None, None
         self._rows.clear()
-        self._syncing = True
+        self._end_marking()
         self.scroll_x = self.scroll_y = 0
-        self._syncing = False
-        self._rows.match, self._looking = None, False
-        if self._source:
-            self._search = self._source.search(self._rows.pattern)
-            self._source.open()
+        if self._reader:
+            self._ask = self._reader.show(END, self._around)
+            if self.rule != (0, ()):
+                self._reader.filter(*self.rule)
+            if self._rows.pattern:
+                self._reader.search(self._rows.pattern, self.rule, END)
+            self._reader.open()
         self._settle()
 
     def pause(self, *, paused: bool) -> None:
         """Stop reading while nobody looks, or go on."""
-        if self._source and paused:
-            self._source.pause()
-        elif self._source:
-            self._source.resume()
+        if self._reader and paused:
+            self._reader.pause()
+        elif self._reader:
+            self._reader.resume()
+
+    def filter(self, level: int, processes: Sequence[str]) -> None:
+        """Show only lines of a level or worse (its rank, see `backends.logs.text.RANKS`), and of these processes."""
+        self.rule = (level if level > RANKS["DEBUG"] else 0, tuple(processes))
+        self._end_marking()
+        if self._reader:
+            self._reader.filter(*self.rule)
+            self._seen = 0 if self.rule != (0, ()) else self.extent.appended_lines
+            if self._rows.pattern:
+                self._reader.search(self._rows.pattern, self.rule, self._here)
+        self._settle()
 
     def search(self, pattern: re.Pattern[str] | None) -> None:
         """Mark and count the lines in which `pattern` is found, and go to the nearest; None ends the search."""
-        self._rows.pattern, self._rows.match = pattern, None
-        self._search = self._source.search(pattern) if self._source else None
-        self._looking = pattern is not None
+        self._rows.pattern, self._rows.match, self._jump = pattern, None, None
         self._rows.clear()
+        if self._reader:
+            self._reader.search(pattern, self.rule, self._here)
+            if pattern:
+                self._jump = (self._reader.jump_to_match(self._here, 0), "match")
+            else:
+                self._reader.stay()
         self._settle()
 
+    def next_match(self, direction: int) -> None:
+        """Go to the next match below or above, from the other end after the last one."""
+        if self._reader and self._rows.pattern:
+            here = self._rows.match or self._here
+            self._jump = (self._reader.jump_to_match(here, direction), "match")
+
+    def stop_looking(self) -> bool:
+        """Give up a jump whose goal is not found yet; returns whether there was one."""
+        was_looking, self._jump = self.status.is_looking, None
+        if self._reader and was_looking:
+            self._reader.stay()
+        return was_looking
+
+    def first_error(self) -> None:
+        """Go to the log's first error; from there to the next."""
+        if self._reader:
+            line = self._line(self._top + self.scrollable_size.height // 3)
+            here = self._error if self._error and line and self._error in self._numbers else None
+            self._jump = (self._reader.jump_to_error((*here[:2], here[2] + 1) if here else START), "error")
+
+    _error: Key | None = None
+
+    def go_to_time(self, text: str) -> None:
+        """Go to a time as `parse_moment` reads it: '14:03', '-5m'."""
+        reader = self._reader
+        if reader:
+            reader.last_moment(lambda last: self.app.call_later(self._go_to_moment, reader, text, last))
+
+    def _go_to_moment(self, reader: LogReader, text: str, last: datetime | None) -> None:
+        if reader is not self._reader:
+            return
+        if last is None:
+            self.post_message(self.Complained("the lines of this log have no times"))
+            return
+        try:
+            self._jump = (reader.jump_to_moment(parse_moment(text, last)), "moment")
+        except UsageError as problem:
+            self.post_message(self.Complained(f"{problem.message}: {problem.hint}"))
+
     def on_unmount(self) -> None:
-        """Let the reading thread go."""
-        if self._source:
-            self._source.close()
+        """Let the reading thread go, and the searching processes."""
+        self._end_reader()
+
+    def _end_reader(self) -> None:
+        if self._reader:
+            self._reader.close()
+
+    @property
+    def _around(self) -> int:
+        return max(AROUND_LINES, 3 * self.scrollable_size.height)
+
+    @property
+    def _here(self) -> Key:
+        """The line on top; the end while following."""
+        line = self._line(self._top)
+        return END if self.following or line is None else line.key
 
     def _told(self) -> None:
         """Runs in the reading thread."""
-        source = self._source
+        reader = self._reader
         with suppress(RuntimeError):  # The app is ending.
-            if source:
-                self.post_message(self._Read(source))
+            if reader:
+                self.post_message(self._Read(reader))
 
     @on(_Read)
     def _take(self, message: _Read) -> None:
         message.stop()
-        if message.source is not self._source:
+        reader = message.reader
+        if reader is not self._reader:
             return
-        before, now = self._extent, self._source.extent
-        was_at_start = self._top <= before.first and not self.following
-        self._extent = now
-        self._rows.discard(before.end - 1)  # The last line may not have been whole.
-        if was_at_start or self._top < now.first:
-            self._top, self._row = now.first, 0
-        if self._looking:
-            self._go_to_first_match()
-        self._settle()
+        window, self.extent = reader.window, reader.extent
+        if window is not self._window:
+            self._take_window(window)
+            if self._wants_start and window.ask >= self._ask:
+                self._wants_start, self._top, self._row = False, self._base, 0
+            if self._jump and window.jump >= self._jump[0]:
+                self._land(self._jump[1])
+        pending, self._pending = self._pending, 0
+        if pending and not self.following:
+            self.action_move(pending)
+        else:
+            self._settle()
+
+    def _land(self, what: str) -> None:
+        """Take up the place that a jump has led to."""
+        window, self._jump = self._window, None
+        focus = self._line(self._base + window.focus)
+        if not window.has_found or focus is None:
+            if what != "match":
+                self.post_message(self.Complained("no error below" if what == "error" else "the log ends before that"))
+            return
+        self._leave_end()
+        number, height = self._base + window.focus, self.scrollable_size.height
+        if what == "match":
+            self._rows.discard(self._rows.match)
+            self._rows.match = focus.key
+            self._rows.discard(focus.key)
+        self._error = focus.key if what == "error" else None
+        is_shown = what == "match" and number in {shown for shown, _ in self._layout}
+        if not is_shown:
+            up = 0 if what in ("moment", "part") else height // 3
+            self._top, self._row = self._moved(number, 0, -up)
+        self._place = focus.key
 
     def _settle(self) -> None:
-        """Lay out from the position, or from the end while following; then let scrollbar and reader know."""
+        """Lay out from the position, or from the end while following, and ask for what comes near."""
         self.post_message(self.Changed())
-        width, height = self.scrollable_size
+        height = self.scrollable_size.height
         if not height:
             return
-        end_top, end_row = self._moved(self._extent.end, 0, -height)
-        if self.following or (self._top, self._row) >= (end_top, end_row):
-            self._top, self._row, self.following = end_top, end_row, True
-        if self._source:
-            self._source.want(self._top - height, self._top + 2 * height)
-        self._layout = self._laid_out(height)
-        width = width if self._rows.wraps else max(self._rows.widest, width)
-        self._syncing = True
-        self.virtual_size = Size(width, end_top - self._extent.first + height)
-        self.scroll_y = self._top - self._extent.first
-        self._syncing = False
-        self.refresh()
+        window = self._window
+        end_top = self._moved(self._end, 0, -height)
+        if self.following and window.last:
+            self._top, self._row = end_top
+        elif not self.following and (self._top, self._row) > end_top:
+            if not window.last:
+                self._pending += max(0, self._top - end_top[0])
+            self._top, self._row = end_top
+        self._ask_for_more(height)
+        if not self.following or window.last:
+            self._show_layout(end_top[0])
 
-    def _laid_out(self, height: int) -> list[tuple[int, int]]:
-        rows: list[tuple[int, int]] = []
-        number, row = self._top, self._row
-        while len(rows) < height and number < self._extent.end:
-            rows += [(number, at) for at in range(row, self._height(number))]
-            number, row = number + 1, 0
-        return rows[:height]
-
-    def _moved(self, number: int, row: int, rows: int) -> tuple[int, int]:
-        first, end = self._extent.first, self._extent.end
-        return moved((number, row), rows, first, end, self._height if self._rows.wraps else None)
-
-    def _height(self, number: int) -> int:
-        return len(self._rows_of(number)) if self._rows.wraps else 1
-
-    def _rows_of(self, number: int) -> list[tuple[int, Strip]]:
-        """Return the drawn rows of a line; an empty one stands in for a line that is not read yet."""
-        if kept := self._rows.kept(number):
-            return kept
-        line = self._source.lines(number, number + 1)[0] if self._source else None
-        if line is None:
-            return [(0, Strip.blank(0))]
-        selection = self.text_selection
-        span = selection.get_span(number + SELECTION_BASE) if selection else None
-        selected = (*span, self.screen.get_component_rich_style("screen--selection")) if span else None
-        width = self.scrollable_size.width
-        return self._rows.draw(number, line, width, self._line_styles(), self.app.console, selected)
-
-    def _line_styles(self) -> LineStyles:
-        if self._styles is None:
-            faint, error, warning, own, match, current = (
-                self.get_component_rich_style(f"log-view--{part}", partial=True)
-                for part in ("faint", "error", "warning", "own", "match", "current-match")
-            )
-            self._styles = LineStyles(Style(), faint, error, warning, own, match, current)
-        return self._styles
-
-    def render_line(self, y: int) -> Strip:
-        """Draw the row at `y` of the view."""
-        width, style = self.scrollable_size.width, self.rich_style
-        if y >= len(self._layout):
-            return Strip.blank(width, style)
-        number, row = self._layout[y]
-        rows = self._rows_of(number)
-        start, strip = rows[min(row, len(rows) - 1)]
-        x = 0 if self._rows.wraps else self.scroll_offset.x
-        length = strip.cell_length
-        drawn = strip.crop_extend(x, x + width, None).apply_style(style)
-        if not self._rows.wraps and length > x + width:
-            more = Text("›", self._line_styles().faint, end="")
-            drawn = Strip.join([drawn.crop(0, width - 1), strip_of(more, self.app.console).apply_style(style)])
-        return drawn.apply_offsets(x + start, number + SELECTION_BASE)
-
-    def notify_style_update(self) -> None:
-        """Draw anew: the theme may have changed."""
-        super().notify_style_update()
-        self._styles = None
-        self._rows.clear()
-
-    def on_resize(self, event: events.Resize) -> None:
-        """Lay out anew for the new size."""
-        if self._rows.wraps:
-            self._rows.clear()
-        self._settle()
-
-    def selection_updated(self, selection: Selection | None) -> None:
-        """Show what is selected."""
-        self._rows.clear()
-        self.refresh()
-
-    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """Return the selected text, of lines as they are shown."""
-        if not self._source or not self._layout:
-            return None
-        first = selection.start.y - SELECTION_BASE if selection.start else self._layout[0][0]
-        last = selection.end.y - SELECTION_BASE if selection.end else self._layout[-1][0]
-        picked = []
-        for number, line in enumerate(self._source.lines(first, last + 1), first):
-            shown = laid_out(line or "", self._line_styles(), whole=self._rows.whole, pattern=None).plain
-            start, end = selection.get_span(number + SELECTION_BASE) or (0, -1)
-            picked.append(shown[start:] if end == -1 else shown[start:end])
-        return "\n".join(picked), "\n"
-
-    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Go where the scrollbar was dragged to."""
-        super().watch_scroll_y(old_value, new_value)
-        if not self._syncing and round(new_value) != self._top - self._extent.first:
-            self._go(self._extent.first + round(new_value), 0)
+    def _ask_for_more(self, height: int) -> None:
+        reader, window = self._reader, self._window
+        if reader is None:
+            return
+        if self.following:
+            if self._place != END:
+                self._place, self._ask = END, reader.show(END, self._around)
+            return
+        line = self._line(self._top)
+        if line is None or (window.ask != self._ask and self._place != END):
+            return
+        lacks_above = self._top - self._base < height and not window.first
+        lacks_below = self._end - self._top < 2 * height and not window.last
+        if self._place == END or ((lacks_above or lacks_below) and self._place != line.key):
+            self._place, self._ask = line.key, reader.show(line.key, self._around)
 
     @on(ScrollTo)
     def _on_drag(self, message: ScrollTo) -> None:
+        """Go where the scrollbar was dragged to."""
         message.prevent_default().stop()
         if message.y is not None:
-            self._go(self._extent.first + round(message.y), 0)
+            self._go_to_row(round(message.y))
+
+    @on(ScrollUp)
+    @on(ScrollDown)
+    def _on_page(self, message: ScrollUp | ScrollDown) -> None:
+        """Go on where the scrollbar was clicked."""
+        message.prevent_default().stop()
+        self.action_page(-1 if isinstance(message, ScrollUp) else 1)
+
+    def _go_to_row(self, row: int) -> None:
+        window, room = self._window, self.virtual_size.height - self.scrollable_size.height
+        if window.first and window.last:
+            self._go(self._base + row, 0, may_follow=True)
+        elif row >= room > 0:
+            self.action_follow()
+        elif self._reader:
+            self._leave_end()
+            self._jump = (self._reader.jump_to(row / max(1, room)), "part")
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         """Scroll up, row by row also within a long wrapped line."""
@@ -311,36 +392,51 @@ class LogView(ScrollView, can_focus=True):
         event.prevent_default().stop()
         self.action_move(WHEEL_ROWS)
 
-    def _go(self, number: int, row: int) -> None:
+    def _leave_end(self) -> None:
         if self.following:
-            self._seen_end = self._extent.end
+            self._seen = self._came()
         self.following = False
-        self._top, self._row = max(number, self._extent.first), row
+
+    def _go(self, number: int, row: int, *, may_follow: bool = False) -> None:
+        """Show a position; one that the log's end is in view of means following it, if that may be."""
+        height = self.scrollable_size.height
+        at_end = self._window.last and (number, row) >= self._moved(self._end, 0, -height)
+        if may_follow and at_end:
+            self.following = True
+        else:
+            self._leave_end()
+            self._top, self._row = max(number, self._base), row
         self._settle()
 
     def action_move(self, rows: int) -> None:
         """Scroll by rows; upwards stops following, reaching the end begins it again."""
-        if rows < 0 or not self.following:
-            self._go(*self._moved(self._top, self._row, rows))
+        if self._pointer is not None:
+            self._move_pointer(rows)
+        elif rows < 0 or not self.following:
+            number, row = self._moved(self._top, self._row, rows)
+            if rows < 0 and number == self._base and not self._window.first and not self._rows.wraps:
+                self._pending += self._top + rows - number
+            self._go(number, row, may_follow=rows > 0)
 
     def action_page(self, pages: int) -> None:
         """Scroll by pages, keeping one row in view."""
         self.action_move(pages * max(1, self.scrollable_size.height - 1))
 
     def action_to_start(self) -> None:
-        """Go to the oldest line known."""
-        self._go(self._extent.first, 0)
+        """Go to the oldest line."""
+        self.stop_looking()
+        if self._window.first or not self._reader:
+            self._go(self._base, 0)
+        else:
+            self._leave_end()
+            self._wants_start = True
+            self._place, self._ask = START, self._reader.show(START, self._around)
 
     def action_follow(self) -> None:
         """Go to the end and stay there."""
-        self.following = True
+        self.stop_looking()
+        self.following, self._wants_start = True, False
         self._settle()
-
-    def action_sideways(self, steps: int) -> None:
-        """Scroll sideways, where lines are not wrapped."""
-        if not self._rows.wraps:
-            self.virtual_size = Size(self._rows.widest, self.virtual_size.height)
-            self.scroll_x += steps * SIDEWAYS_CELLS
 
     def action_wrap(self) -> None:
         """Wrap long lines, or cut them at the right edge."""
@@ -358,42 +454,67 @@ class LogView(ScrollView, can_focus=True):
         self._rows.clear()
         self._settle()
 
-    def next_match(self, direction: int) -> None:
-        """Go to the next match below or above, from the other end after the last one."""
-        if self._search is None:
-            return
-        here = self._rows.match if self._rows.match is not None else self._top
-        if direction > 0:
-            found = self._search.at_or_after(here + 1)
-            found = self._search.at_or_after(self._extent.first) if found is None else found
-        else:
-            found = self._search.before(here)
-            found = self._search.before(self._extent.end) if found is None else found
-        if found is not None:
-            self._show_match(found)
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to mark only while lines are being chosen, and to copy only where there are some."""
+        if action == "mark":
+            return self._pointer is not None
+        return bool(self._window.lines) if action == "copy" else True
 
-    def _go_to_first_match(self) -> None:
-        """Go to the nearest match as soon as it is known: at the view or below, or else the last one above."""
-        search = self._search
-        if search is None:
+    def action_copy(self) -> None:
+        """Choose the match, or the last line in view; then copy it, or the lines marked."""
+        reader = self._reader
+        if reader is None or not self._layout:
             return
-        from_here = self._extent.end if self.following else self._top
-        if search.older_from > from_here and not search.is_done:
-            return  # There may be a nearer one.
-        found = search.at_or_after(from_here)
-        if found is None:
-            found = search.before(from_here)
-        if found is not None or search.is_done:
-            self._looking = False
-        if found is not None:
-            self._show_match(found)
-
-    def _show_match(self, number: int) -> None:
-        self._rows.discard(self._rows.match)
-        self._rows.match = number
-        self._rows.discard(number)
-        height = self.scrollable_size.height
-        if number in {shown for shown, _ in self._layout}:
+        if self._pointer is None:
+            shown = [number for number, _ in self._layout]
+            match = self._numbers.get(self._rows.match) if self._rows.match else None
+            line = self._line(match if match in shown and match is not None else shown[-1])
+            self._pointer = line.key if line else None
             self._go(self._top, self._row)
-        else:
-            self._go(*self._moved(number, 0, -(height // 3)))
+            self._mark_changed()
+        elif self._marked is not None:
+            low, high, _ = self._marked
+            reader.texts(low, high, MARKED_LINES, lambda texts: self.app.call_later(self._copy, texts))
+            self._end_marking()
+
+    def _copy(self, texts: list[str]) -> None:
+        self.app.copy_to_clipboard("\n".join(texts))
+        self.app.notify(f"{plural(len(texts), 'line')} copied", markup=False)
+
+    def action_mark(self) -> None:
+        """Mark lines from the pointer on, or no longer."""
+        self._from = self._pointer if self._from is None else None
+        self._mark_changed()
+
+    def _move_pointer(self, rows: int) -> None:
+        number = self._numbers.get(self._pointer, self._top) if self._pointer else self._top
+        number = max(self._base, min(self._end - 1, number + rows))
+        line, height = self._line(number), self.scrollable_size.height
+        self._pointer = line.key if line else self._pointer
+        if number < self._top:
+            self._top, self._row = number, 0
+        elif number not in {shown for shown, row in self._layout[:-1] if row == 0}:
+            self._top, self._row = max((self._top, self._row), self._moved(number + 1, 0, -height))
+        self._mark_changed()
+
+    def _mark_changed(self) -> None:
+        pointer = self._pointer
+        was_marking = self._marked is not None
+        start = self._from or pointer
+        self._marked = (min(start, pointer), max(start, pointer), pointer) if pointer and start else None
+        if was_marking != (self._marked is not None):
+            if self._rows.wraps:
+                self._rows.clear()
+            self.refresh_bindings()
+        self._settle()
+
+    def end_marking(self) -> bool:
+        """Choose no lines any longer; returns whether some were being chosen."""
+        was_marking = self._pointer is not None
+        self._end_marking()
+        return was_marking
+
+    def _end_marking(self) -> None:
+        if self._pointer is not None:
+            self._pointer = self._from = None
+            self._mark_changed()

@@ -10,7 +10,7 @@ from rich.cells import cell_len, chop_cells
 from rich.style import Style
 from rich.text import Text
 
-from backends.processes.logs import STAMP_LENGTH
+from backends.logs.text import text_start
 
 LONGEST_SHOWN = 8192
 TIME = slice(11, 23)
@@ -18,12 +18,12 @@ INDENT_FROM_WIDTH = 40
 LONGEST_WORD = 24
 
 _PREFIX = re.compile(
-    r"(?:\((?P<process>\w+)(?: pid=\d+)?\) )?"
+    r"(?:\((?P<process>[\w-]+)(?:(?: rank=\d+)? pid=\d+)?\) )?"
     r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL|FATAL)(?P<colon>:)? *"
     r"(?P<when>\d\d-\d\d \d\d:\d\d:\d\d )?"
     r"(?P<source>\[[\w./-]+:\d+\] )?"
 )
-_PROCESS = re.compile(r"\((?P<process>\w+) pid=\d+\) ")
+_PROCESS = re.compile(r"\((?P<process>[\w-]+)(?: rank=\d+)? pid=\d+\) ")
 _LEVEL_WORD = re.compile(r"\b(?:(ERROR|CRITICAL|FATAL)|(WARNING|WARN))\b")
 _EXCEPTION = re.compile(r"(?:[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?::|$))|Traceback \(most recent")
 _WARNING_CLASS = re.compile(r"\b[A-Z]\w*Warning:")
@@ -32,7 +32,7 @@ _LOOK_FOR_LEVEL_IN = 120
 
 @dataclass(frozen=True, slots=True)
 class LineStyles:
-    """How the parts of a line are drawn."""
+    """How the parts of a line are drawn; `sources` are for the names of merged logs, one after another."""
 
     text: Style
     faint: Style
@@ -41,28 +41,41 @@ class LineStyles:
     own: Style
     match: Style
     current_match: Style
-
-
-def text_start(line: str) -> int:
-    """Return where a line's text begins, after its time stamp where it has one."""
-    stamped = line[10:11] == "T" and line[STAMP_LENGTH : STAMP_LENGTH + 1] == " " and line[:4].isdecimal()
-    return STAMP_LENGTH + 1 if stamped else 0
+    sources: tuple[Style, ...] = ()
 
 
 def laid_out(
-    line: str, styles: LineStyles, *, whole: bool, pattern: re.Pattern[str] | None, is_current: bool = False
+    line: str,
+    styles: LineStyles,
+    *,
+    whole: bool,
+    pattern: re.Pattern[str] | None,
+    is_current: bool = False,
+    column: int = 0,
 ) -> Text:
-    """Return a line as it is shown: `whole` as the file has it, else with only the time and the process before it."""
+    """Return a line as it is shown: `whole` as the file has it, else with only the time and the process before it.
+
+    The process has a column of its own, so many cells wide, unless that is 0.
+    """
     rest = len(line) - LONGEST_SHOWN
     line = line[:LONGEST_SHOWN]
     start = text_start(line)
     text = Text(no_wrap=True, end="")
     places: list[tuple[int, int, int]] = []
+    column = 0 if whole else column
+    name = _name_in(line, start) if column else None
+    if column and not start:
+        text.append(" " * (column + 1))
     for begin, end, style in _pieces(line, start, styles, whole=whole):
+        if name and begin >= start and end <= name[1] + 2 and column:
+            if begin == name[0]:
+                places.append((begin, min(end, begin + column), len(text)))
+                text.append(f"{line[begin:end][:column]:{column}} ", style)
+            continue
         places.append((begin, end, len(text)))
         text.append(line[begin:end], style)
         if end == TIME.stop and start and not whole:
-            text.append(" ")
+            text.append(" " if name or not column else " " * (column + 2))
     if pattern is not None:
         mark = styles.current_match if is_current else styles.match
         for found in pattern.finditer(line[start:]):
@@ -75,9 +88,12 @@ def laid_out(
     return text
 
 
-def rows_of(text: Text, width: int, *, whole: bool) -> Iterator[tuple[int, Text]]:
-    """Cut a line into rows of `width` cells, the later ones indented below its text; each with its start in it."""
-    indent = (TIME.stop - TIME.start + 1) if width >= INDENT_FROM_WIDTH and not whole else 0
+def rows_of(text: Text, width: int, *, whole: bool, column: int = 0) -> Iterator[tuple[int, Text]]:
+    """Cut a line into rows of `width` cells, the later ones indented below its text; each with its start in it.
+
+    `column` are the cells that what stands before the text takes beside the time.
+    """
+    indent = (TIME.stop - TIME.start + 1 + column) if width >= INDENT_FROM_WIDTH and not whole else 0
     starts, room = [0], width
     while cell_len(rest := text.plain[starts[-1] :]) > room:
         starts.append(starts[-1] + _row_end(rest, room))
@@ -127,6 +143,14 @@ def _pieces(line: str, start: int, styles: LineStyles, *, whole: bool) -> Iterat
     elif process:
         yield from _folded(line, process, styles)
     yield body, len(line), style
+
+
+def _name_in(line: str, start: int) -> tuple[int, int] | None:
+    """Return where the name of the process stands."""
+    found = _PROCESS.match(line, start)
+    if found is None:
+        found = _PREFIX.match(line, start)
+    return found.span("process") if found and found["process"] else None
 
 
 def _folded(line: str, prefix: re.Match[str], styles: LineStyles) -> Iterator[tuple[int, int, Style]]:

@@ -11,55 +11,80 @@ from rich.text import Text
 from textual.cache import LRUCache
 from textual.strip import Strip
 
+from backends.logs.reader import Key, LogLine
 from tui.widgets.log_view_lines import LineStyles, laid_out, rows_of
 
 KEPT_LINES = 2048
+LABEL_CELLS = 12
 
 
 class Rows:
-    """Draws lines; `whole`, `wraps`, `pattern` and `match` say how, `widest` is the widest line drawn unwrapped."""
+    """Draws lines.
+
+    `whole`, `wraps`, `pattern` and `match` say how; `labels` are the names of merged logs, none for one log alone;
+    `column` is the width of the processes' own column, 0 for none. `widest` is the widest line drawn unwrapped.
+    """
 
     def __init__(self) -> None:
         self.whole = False
         self.wraps = False
         self.pattern: re.Pattern[str] | None = None
-        self.match: int | None = None
+        self.match: Key | None = None
+        self.labels: tuple[str, ...] = ()
+        self.column = 0
         self.widest = 0
-        self._kept: LRUCache[int, list[tuple[int, Strip]]] = LRUCache(KEPT_LINES)
+        self._kept: LRUCache[Key, list[tuple[int, Strip]]] = LRUCache(KEPT_LINES)
 
     def clear(self) -> None:
         """Draw everything anew."""
         self._kept.clear()
 
-    def discard(self, number: int | None) -> None:
+    def discard(self, key: Key | None) -> None:
         """Draw one line anew."""
-        if number is not None:
-            self._kept.discard(number)
+        if key is not None:
+            self._kept.discard(key)
 
-    def kept(self, number: int) -> list[tuple[int, Strip]] | None:
+    def kept(self, key: Key) -> list[tuple[int, Strip]] | None:
         """Return the rows of a line if it is drawn already, each with where in the line it starts."""
-        return self._kept.get(number)
+        return self._kept.get(key)
+
+    def text_of(self, line: LogLine, styles: LineStyles) -> Text:
+        """Return a line as it is shown; in merged logs it starts with the log's name."""
+        is_current = line.key == self.match
+        shown = laid_out(
+            line.text, styles, whole=self.whole, pattern=self.pattern, is_current=is_current, column=self.column
+        )
+        if not self.labels:
+            return shown
+        cells = self._label_cells
+        colours = styles.sources or (styles.faint,)
+        name = f"{self.labels[line.source][:cells]:{cells}}"
+        return Text.assemble((name, colours[line.source % len(colours)]), " ", shown, no_wrap=True, end="")
+
+    @property
+    def _label_cells(self) -> int:
+        return min(LABEL_CELLS, max(map(len, self.labels), default=0))
 
     def draw(
         self,
-        number: int,
-        line: str,
+        line: LogLine,
         width: int,
         styles: LineStyles,
         console: Console,
         selected: tuple[int, int, Style] | None,
     ) -> list[tuple[int, Strip]]:
         """Draw a line; `selected` is what of it is selected (to the end where that is -1), and how that looks."""
-        text = laid_out(line, styles, whole=self.whole, pattern=self.pattern, is_current=number == self.match)
+        text = self.text_of(line, styles)
         if selected:
             start, end, style = selected
             text.stylize(style, start, len(text) if end == -1 else end)
         if self.wraps:
-            rows = [(at, strip_of(row, console)) for at, row in rows_of(text, width, whole=self.whole)]
+            beside = (self._label_cells + 1 if self.labels else 0) + (self.column + 1 if self.column else 0)
+            rows = [(at, strip_of(row, console)) for at, row in rows_of(text, width, whole=self.whole, column=beside)]
         else:
             rows = [(0, strip_of(text, console))]
             self.widest = max(self.widest, rows[0][1].cell_length)
-        self._kept[number] = rows
+        self._kept[line.key] = rows
         return rows
 
 

@@ -1,0 +1,81 @@
+"""A small sheet to choose from a list by keys: one of it, or several with Space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Footer, OptionList
+from textual.widgets.option_list import Option
+
+
+class LogChooser(ModalScreen[tuple[int, ...] | None]):
+    """Ends with the places of what was chosen in `rows`, or with None; `several` can be marked, and start `marked`."""
+
+    CSS_PATH = "../styles/logs.tcss"
+    AUTO_FOCUS = "OptionList"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "mark", "Mark", id="choose.mark", tooltip="Mark, or no longer"),
+        Binding("ctrl+s", "accept", "Show", key_display="enter", id="choose.accept"),
+        Binding("j", "cursor(1)", show=False, id="choose.down", tooltip="Down"),
+        Binding("k", "cursor(-1)", show=False, id="choose.up", tooltip="Up"),
+        Binding("escape", "dismiss(None)", "Leave", id="choose.leave"),
+    ]
+
+    def __init__(
+        self, title: str, rows: Sequence[str], *, at: int = 0, several: bool = False, marked: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        self._title = title
+        self._rows = tuple(rows)
+        self._at = at
+        self._several = several
+        self._marked = set(marked)
+
+    def compose(self) -> ComposeResult:
+        """Make the parts."""
+        with Vertical(id="chooser") as box:
+            box.border_title = self._title
+            yield OptionList(
+                *(Option(self._row(number), id=str(number)) for number in range(len(self._rows))), markup=False
+            )
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Begin where one is."""
+        self.query_one(OptionList).highlighted = self._at
+
+    def _row(self, number: int) -> str:
+        sign = ("[x] " if number in self._marked else "[ ] ") if self._several else ""
+        return sign + self._rows[number]
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to mark only where several can be chosen."""
+        return self._several if action == "mark" else True
+
+    def action_mark(self) -> None:
+        """Mark the highlighted row, or no longer."""
+        options = self.query_one(OptionList)
+        if options.highlighted is not None:
+            self._marked ^= {options.highlighted}
+            options.replace_option_prompt_at_index(options.highlighted, self._row(options.highlighted))
+
+    def action_cursor(self, step: int) -> None:
+        """Go down or up."""
+        options = self.query_one(OptionList)
+        if step > 0:
+            options.action_cursor_down()
+        else:
+            options.action_cursor_up()
+
+    @on(OptionList.OptionSelected)
+    def action_accept(self) -> None:
+        """End with what is marked; with the highlighted row where one is to be chosen, or none is marked."""
+        highlighted = self.query_one(OptionList).highlighted
+        one = () if highlighted is None else (highlighted,)
+        self.dismiss(tuple(sorted(self._marked)) if self._several else one)
