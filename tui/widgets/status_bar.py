@@ -13,7 +13,7 @@ from backends.snapshots import Server, ServerState
 from tui.format import duration, fit, percent
 from tui.progress import start_text, wedged_text
 from tui.themes import STATES, Palette, palette
-from tui.widgets.still import Still
+from tui.widgets.live_text import LiveText
 
 if TYPE_CHECKING:
     from tui.app import GpuboxApp
@@ -41,8 +41,8 @@ class StatusBar(Vertical):
 
     def compose(self) -> ComposeResult:
         """Make the two lines."""
-        yield Still(id="line")
-        yield Still(id="trouble")
+        yield LiveText(id="line")
+        yield LiveText(id="trouble")
 
     def on_mount(self) -> None:
         """Follow the app's state, and let the age of old data grow."""
@@ -59,11 +59,11 @@ class StatusBar(Vertical):
         if not self.screen.is_current:
             return
         width = self.app.size.width
-        self.query_one("#line", Still).update(status_line(self.gpubox, width, palette(self.app)))
-        trouble = self.query_one("#trouble", Still)
+        self.query_one("#line", LiveText).show(status_line(self.gpubox, width, palette(self.app)))
+        trouble = self.query_one("#trouble", LiveText)
         trouble.display = self.gpubox.trouble is not None
         if self.gpubox.trouble is not None:
-            trouble.update(Text(fit(_trouble(self.gpubox), width), no_wrap=True))
+            trouble.show(Text(fit(_trouble(self.gpubox), width), no_wrap=True))
 
     def on_click(self, click: Click) -> None:
         """Switch to the mode whose tab was clicked."""
