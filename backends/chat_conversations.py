@@ -105,8 +105,8 @@ class Conversation:
     @property
     def context_tokens(self) -> int:
         """How many tokens the last answer and all before it take of the context, as the engine counts; 0 if unknown."""
-        answers = self.answers
-        return (answers[-1].prompt_tokens or 0) + answers[-1].completion_tokens if answers else 0
+        counts = (one.prompt_tokens + one.completion_tokens for one in reversed(self.answers) if one.prompt_tokens)
+        return next(counts, 0)
 
     @property
     def written_tokens(self) -> int:

@@ -80,6 +80,10 @@ class Chat:
     def said(self, part: str) -> str:
         return str(self.app.screen.query_one(part, Static).content)
 
+    def noticed(self, text: str) -> bool:
+        """Tell whether a toast says so."""
+        return any(text in f"{one.title} {one.message}" for one in self.app._notifications)
+
     def messages(self, request: int = -1) -> list[object]:
         """Return what the model was told, without the roles."""
         return [message["content"] for message in self.engine.requests[request].body["messages"]]

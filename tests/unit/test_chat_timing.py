@@ -66,7 +66,8 @@ async def test_an_answer_in_one_chunk_is_told_over_all(engine: FakeEngine) -> No
     engine.script = says("all of it", tokens=12)
     async with ChatSession(engine.connection()) as session:
         _, answer = await ask(session, "hi")
-    assert (answer.is_overall_rate, answer.tokens_per_s) == (True, pytest.approx(12 / answer.duration_s))
+    assert answer.is_overall_rate
+    assert answer.tokens_per_s == pytest.approx(12 / answer.duration_s)
 
 
 def heard(clock: list[float], monkeypatch: pytest.MonkeyPatch, *chunks: tuple[float, str, int | None]) -> Answer:

@@ -185,7 +185,8 @@ class TalkScreen(GpuboxScreen):
             state.update(reason)
         # One who is writing goes on writing: a field that vanished would make commands of what is typed into it.
         question.disabled = reason is not None and not question.has_focus
-        question.placeholder = WRITING if question.has_focus else NOT_NOW if reason is not None else READING
+        reading = READING if self._marked is None else f"Enter edits question {self._marked + 1} · a writes a new one"
+        question.placeholder = WRITING if question.has_focus else NOT_NOW if reason is not None else reading
         is_empty = conversation is None or not conversation.exchanges
         self.query_one("#empty").display = is_empty
         self.query_one("#talks").display = not is_empty

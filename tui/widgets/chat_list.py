@@ -43,13 +43,13 @@ class ConversationList(OptionList):
     def show(self, conversations: Sequence[Conversation], current: Conversation | None) -> None:
         """Show these, the current one marked; the cursor stays on its conversation."""
         told = [self._line(one, current) for one in conversations]
-        if told == self._told and tuple(conversations) == self._conversations:
-            return
         under = self._under_cursor
+        if told == self._told and tuple(conversations) == self._conversations and (self.has_focus or under is current):
+            return
         self._conversations, self._told = tuple(conversations), told
         self.clear_options()
         self.add_options([Option(Text(line, no_wrap=True)) for line in told])
-        wanted = under if under in self._conversations else current
+        wanted = under if self.has_focus and under in self._conversations else current
         if wanted in self._conversations:
             self.highlighted = self._conversations.index(wanted)
 
