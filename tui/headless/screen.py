@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
+from functools import cache
+from threading import Thread
+from typing import TYPE_CHECKING, Any, cast
 
 from backends.client import AsyncKeeper, KeeperLink
 from backends.readonly import ReadOnlyKeeper, forbids, unkept_updates
+from backends.settings import read_settings
+from backends.snapshots import Update
 from tui.terminal import TerminalApp
 
 if TYPE_CHECKING:
@@ -14,22 +20,59 @@ if TYPE_CHECKING:
     from tui.launching import LaunchIntent
 
 
-def open_screen(store: Store, launch: LaunchIntent | None, simulate: str | None) -> int:
-    """Run the control center until it is left, with a launch begun or over a simulated box; returns the exit code."""
+class _Later:
+    """Something that is made, which takes a while, when it is first used."""
+
+    def __init__(self, make: Callable[[], object]) -> None:
+        self._make = cache(make)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._make(), name)
+
+
+class _EarlyKeeper(AsyncKeeper):
+    """The keeper that somebody is starting already."""
+
+    def __init__(self, starting: Thread) -> None:
+        super().__init__()
+        self._starting = starting
+
+    async def updates(self) -> AsyncIterator[Update]:
+        """See KeeperLink."""
+        await asyncio.to_thread(self._starting.join)
+        async for update in super().updates():
+            yield update
+
+
+def open_screen(
+    store: Store | Callable[[], Store],
+    launch: LaunchIntent | None,
+    simulate: str | None,
+    starting: Thread | None = None,
+) -> int:
+    """Run the control center until it is left, with a launch begun or over a simulated box; returns the exit code.
+
+    A `store` that is to be called is opened when a screen first shows profiles: reading them takes pydantic, and 0.1 s.
+    `starting` is a thread that sees to it that a keeper runs.
+    """
     link: KeeperLink
     if simulate:
         from backends.simulation import SimulatedKeeper
 
         simulated = SimulatedKeeper(simulate)
         link = ReadOnlyKeeper(simulated) if forbids() else simulated
+    elif forbids():
+        link = ReadOnlyKeeper(AsyncKeeper(starts_keeper=False), unkept_updates)
     else:
-        link = ReadOnlyKeeper(AsyncKeeper(starts_keeper=False), unkept_updates) if forbids() else AsyncKeeper()
-    return show(TerminalApp(link, store=store, launch=launch, simulated=bool(simulate)))
+        link = AsyncKeeper() if starting is None else _EarlyKeeper(starting)
+    opened = cast("Store", _Later(store)) if callable(store) else store
+    return show(TerminalApp(link, store=opened, launch=launch, simulated=bool(simulate), settings=read_settings()))
 
 
 def show(app: TerminalApp) -> int:
     """Run an app until it is left; returns the exit code."""
     # What is there by now stays: going through it again and again would only stall the screen.
     gc.freeze()
+    gc.enable()
     app.run()
     return app.return_code or 0
