@@ -158,7 +158,7 @@ class LogFile:
             self._uncounted = None if index <= at else (index - 1, block)
 
     def count_newer(self, most_bytes: int = COUNT_BYTES) -> bool:
-        """Count lines in what was written since; returns whether there is more to count. Raises OSError."""
+        """Count lines in what was written since; returns whether there was anything to do. Raises OSError."""
         for part in self.parts:
             if part.counted >= part.size:
                 continue
@@ -181,7 +181,7 @@ class LogFile:
         return False
 
     def count_older(self, most_bytes: int = COUNT_BYTES) -> bool:
-        """Count lines towards the log's beginning; returns whether there is more to count. Raises OSError."""
+        """Count lines towards the log's beginning; returns whether there was anything to do. Raises OSError."""
         if self._uncounted is None:
             return False
         index, block = self._uncounted
@@ -196,7 +196,7 @@ class LogFile:
             part.lines += part.breaks[number]
         self._uncounted = (index, first)
         self._settle_uncounted()
-        return self._uncounted is not None
+        return True
 
     def _settle_uncounted(self) -> None:
         while self._uncounted is not None and self._uncounted[1] == 0:

@@ -26,6 +26,7 @@ from tui.widgets.log_lines import beside, extent_text, finding_text, path_text, 
 from tui.widgets.log_view import LogView
 
 SEARCH_HINT = "regular expression · small letters match capitals too · Enter · Esc"
+COMPLAINT_S = 5.0
 TIME_HINT = "14:03 · 14:03:20 · 11-21 14:03 · -5m before the end · Enter · Esc"
 
 
@@ -63,7 +64,9 @@ class LogsScreen(GpuboxScreen):
             key_display=".",
             tooltip="Show the log of the next start",
         ),
-        Binding("m", "merge", "Merge", id="logs.merge", tooltip="Show several servers' logs as one, by time"),
+        Binding(
+            "m", "merge", "Merge", show=False, id="logs.merge", tooltip="Show several servers' logs as one, by time"
+        ),
         Binding("escape", "end", "End search", show=False, id="logs.end_search", tooltip="End search, then filter"),
     ]
 
@@ -76,6 +79,7 @@ class LogsScreen(GpuboxScreen):
         self._merged: tuple[str, ...] = ()
         self._pattern = ""
         self._complaint = ""
+        self._asks_time = False
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
@@ -84,7 +88,6 @@ class LogsScreen(GpuboxScreen):
         yield Static("Waiting for the keeper…", id="empty")
         yield Static(id="stage")
         yield Input(placeholder=SEARCH_HINT, id="search")
-        yield Input(placeholder=TIME_HINT, id="time")
         yield Static(id="foot")
 
     @property
@@ -165,6 +168,13 @@ class LogsScreen(GpuboxScreen):
     def _complain(self, message: LogView.Complained) -> None:
         self._complaint = message.text
         self._tell(self.server)
+        self.refresh_bindings()
+        self.set_timer(COMPLAINT_S, lambda: self._uncomplain(message.text))
+
+    def _uncomplain(self, text: str) -> None:
+        if self._complaint == text:
+            self._complaint = ""
+            self._tell(self.server)
 
     def _tell(self, server: Server | None) -> None:
         """Say where one is and what there is to see."""
@@ -185,7 +195,9 @@ class LogsScreen(GpuboxScreen):
             return Text(f"{path} cannot be read: {extent.problem}")
         if extent.exists and (extent.size_bytes or self._pinned):
             if view.is_empty and extent.shown == 0 and not extent.is_filtering:
-                return Text(f"No line is {rule_text(view.rule)}.\n\nPress v for another level, Esc to see all lines.")
+                return Text(
+                    f"No line of {rule_text(view.rule)} so far.\n\nPress v for another level, Esc to see all lines."
+                )
             return None if extent.size_bytes else Text("The log is empty so far.")
         if self._pinned is None and server is None:
             return Text("There is no server yet, so there is no log.\n\nPress 2, choose a profile and start it.")
@@ -253,12 +265,12 @@ class LogsScreen(GpuboxScreen):
             is_filtered = view is not None and view.rule != (0, ())
             is_marking = view is not None and view.status.is_marking
             is_busy = view is not None and view.status.is_looking
-            return bool(self._pattern or self._complaint or is_filtered or is_marking or is_busy or self._asking)
+            return bool(self._pattern or self._complaint or is_filtered or is_marking or is_busy or self._is_asking)
         return super().check_action(action, parameters)
 
     @property
-    def _asking(self) -> list[Input]:
-        return [one for one in self.query(Input) if one.has_class("-shown")]
+    def _is_asking(self) -> bool:
+        return self.query_one("#search").has_class("-shown")
 
     def _mergeable(self) -> list[str]:
         return [one.name for one in self.gpubox.servers if one.log_path and one.foreign is None]
@@ -341,16 +353,16 @@ class LogsScreen(GpuboxScreen):
 
     def action_search(self) -> None:
         """Ask what to search for."""
-        self._ask("#search", self._pattern)
+        self._ask(self._pattern, SEARCH_HINT)
 
     def action_time(self) -> None:
         """Ask for a time to go to."""
-        self._ask("#time", "")
+        self._ask("", TIME_HINT)
 
-    def _ask(self, which: str, value: str) -> None:
-        self._complaint = ""
-        ask = self.query_one(which, Input)
-        ask.value = value
+    def _ask(self, value: str, hint: str) -> None:
+        self._complaint, self._asks_time = "", hint == TIME_HINT
+        ask = self.query_one("#search", Input)
+        ask.value, ask.placeholder = value, hint
         ask.add_class("-shown")
         ask.focus()
 
@@ -360,7 +372,7 @@ class LogsScreen(GpuboxScreen):
 
     def action_end(self) -> None:
         """Close what is open: the question, marking, the search, then the filter."""
-        if self._asking or self._complaint:
+        if self._is_asking or self._complaint:
             self._close()
         elif self._view.end_marking() or (not self._pattern and self._view.stop_looking()):
             pass
@@ -373,6 +385,11 @@ class LogsScreen(GpuboxScreen):
 
     @on(Input.Submitted, "#search")
     def _submitted(self, message: Input.Submitted) -> None:
+        if self._asks_time:
+            self._close()
+            if message.value.strip():
+                self._view.go_to_time(message.value)
+            return
         try:
             pattern = compiled(message.value) if message.value else None
         except re.error as problem:
@@ -381,12 +398,6 @@ class LogsScreen(GpuboxScreen):
             return
         self._close()
         self._search_for(message.value, pattern)
-
-    @on(Input.Submitted, "#time")
-    def _timed(self, message: Input.Submitted) -> None:
-        self._close()
-        if message.value.strip():
-            self._view.go_to_time(message.value)
 
     @on(Input.Changed)
     def _typed(self) -> None:
@@ -401,8 +412,7 @@ class LogsScreen(GpuboxScreen):
 
     def _close(self) -> None:
         self._complaint = ""
-        for ask in self._asking:
-            ask.remove_class("-shown")
+        self.query_one("#search").remove_class("-shown")
         self._view.focus()
 
 

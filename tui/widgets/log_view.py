@@ -61,12 +61,12 @@ class LogView(LogPane):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "Up", show=False, id="log.up"),
-        Binding("down,j", "move(1)", "Down", show=False, id="log.down"),
+        Binding("up,k", "move(-1)", "Up", show=False, id="log.up", tooltip="One line up; the log is not followed then"),
+        Binding("down,j", "move(1)", "Down", show=False, id="log.down", tooltip="One line down"),
         Binding("space", "mark", "Mark from here", id="log.mark", tooltip="Mark lines from here on, or no longer"),
-        Binding("pageup,b", "page(-1)", "Page up", show=False, id="log.page_up"),
-        Binding("pagedown,space", "page(1)", "Page down", show=False, id="log.page_down"),
-        Binding("home,g", "to_start", "Start", show=False, id="log.start"),
+        Binding("pageup,b", "page(-1)", "Page up", show=False, id="log.page_up", tooltip="One page up"),
+        Binding("pagedown,space", "page(1)", "Page down", show=False, id="log.page_down", tooltip="One page down"),
+        Binding("home,g", "to_start", "Start", show=False, id="log.start", tooltip="Go to the first line"),
         Binding(
             "end,G",
             "follow",
@@ -76,12 +76,10 @@ class LogView(LogPane):
             key_display="G",
             tooltip="Go to the end and follow it",
         ),
-        Binding("left,h", "sideways(-1)", "Left", show=False, id="log.left"),
-        Binding("right,l", "sideways(1)", "Right", show=False, id="log.right"),
+        Binding("left,h", "sideways(-1)", "Left", show=False, id="log.left", tooltip="Show what is further left"),
+        Binding("right,l", "sideways(1)", "Right", show=False, id="log.right", tooltip="Show what is further right"),
         Binding("w", "wrap", "Wrap", show=False, id="log.wrap", tooltip="Wrap long lines, or cut them"),
-        Binding(
-            "t", "whole", "Whole lines", show=False, id="log.whole", tooltip="Lines as the file has them, or short"
-        ),
+        Binding("t", "whole", "Whole", show=False, id="log.whole", tooltip="Lines as the file has them, or short"),
         Binding("y", "copy", "Copy", id="log.copy", tooltip="Choose a line, or mark several; again: copy"),
     ]
 
@@ -117,8 +115,11 @@ class LogView(LogPane):
         self._jump: tuple[int, str] | None = None
         self._pending = 0
         self._seen = 0
+        self._error: Key | None = None
         self._pointer: Key | None = None
         self._from: Key | None = None
+        self._was_following = False
+        self._offered = (True, True, True)
 
     @property
     def shows_whole(self) -> bool:
@@ -236,11 +237,8 @@ class LogView(LogPane):
     def first_error(self) -> None:
         """Go to the log's first error; from there to the next."""
         if self._reader:
-            line = self._line(self._top + self.scrollable_size.height // 3)
-            here = self._error if self._error and line and self._error in self._numbers else None
+            here = self._error if self._error in self._numbers else None
             self._jump = (self._reader.jump_to_error((*here[:2], here[2] + 1) if here else START), "error")
-
-    _error: Key | None = None
 
     def go_to_time(self, text: str) -> None:
         """Go to a time as `parse_moment` reads it: '14:03', '-5m'."""
@@ -341,6 +339,10 @@ class LogView(LogPane):
         self._ask_for_more(height)
         if not self.following or window.last:
             self._show_layout(end_top[0])
+        offered = (self.following, self._is_at_start, self.is_empty)
+        if offered != self._offered:
+            self._offered = offered
+            self.refresh_bindings()
 
     def _ask_for_more(self, height: int) -> None:
         reader, window = self._reader, self._window
@@ -455,10 +457,24 @@ class LogView(LogPane):
         self._settle()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer to mark only while lines are being chosen, and to copy only where there are some."""
+        """Offer only what changes something now."""
+        window, is_marking = self._window, self._pointer is not None
+        if not window.lines and action in ("move", "page", "to_start", "follow", "sideways", "copy", "wrap", "whole"):
+            return False
         if action == "mark":
-            return self._pointer is not None
-        return bool(self._window.lines) if action == "copy" else True
+            return is_marking
+        if action == "sideways":
+            x = self.scroll_offset.x
+            return not self._rows.wraps and (x > 0 if parameters == (-1,) else x < self.max_scroll_x)
+        if action in ("move", "page") and not is_marking:
+            return not self.following if parameters == (1,) else not self._is_at_start
+        if action == "to_start":
+            return not self._is_at_start and not is_marking
+        return not self.following and not is_marking if action == "follow" else True
+
+    @property
+    def _is_at_start(self) -> bool:
+        return self._window.first and (self._top, self._row) <= (self._base, 0)
 
     def action_copy(self) -> None:
         """Choose the match, or the last line in view; then copy it, or the lines marked."""
@@ -469,7 +485,7 @@ class LogView(LogPane):
             shown = [number for number, _ in self._layout]
             match = self._numbers.get(self._rows.match) if self._rows.match else None
             line = self._line(match if match in shown and match is not None else shown[-1])
-            self._pointer = line.key if line else None
+            self._pointer, self._was_following = line.key if line else None, self.following
             self._go(self._top, self._row)
             self._mark_changed()
         elif self._marked is not None:
@@ -517,4 +533,5 @@ class LogView(LogPane):
     def _end_marking(self) -> None:
         if self._pointer is not None:
             self._pointer = self._from = None
+            self.following = self.following or self._was_following
             self._mark_changed()
