@@ -62,7 +62,8 @@ TABLE: dict[int, str] = str.maketrans(
         "⏎": "<",
         "◆": "*",
         "◇": "o",
-        **dict.fromkeys("■▮", "#"),
+        **dict.fromkeys("■▮▣", "#"),
+        "✎": "~",
         **dict.fromkeys("□▯", "o"),
         # Arrows and triangles.
         **dict.fromkeys("↑▲△▴⇡⇧⬆", "^"),

@@ -88,7 +88,7 @@ CONTRAST = Theme(
     error="#ffb0b0",
     dark=True,
     variables={
-        "block-cursor-background": "#003a5c",
+        "block-cursor-background": "#00304d",
         "block-cursor-foreground": "#ffffff",
         "block-cursor-text-style": "bold underline",
         "block-cursor-blurred-background": "#2a2a2a",

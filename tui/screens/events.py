@@ -32,6 +32,7 @@ SIGNS: dict[str, tuple[str, str]] = {
     "timeout": ("!", "bad"),
     "memory": ("▲", "warn"),
     "orphan": ("▲", "warn"),
+    "xid": ("▲", "warn"),
     "port": ("·", "dim"),
 }
 """Each kind of event's sign, and the name of its colour in the palette; the kinds that are states have theirs."""

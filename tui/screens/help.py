@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from tui.app import GpuboxApp
 
 KEYS_CELLS = 14
-COLUMN_CELLS = 70
+COLUMN_CELLS = 69
 COLUMN_GAP = 3
-FRAME_CELLS = 6
+FRAME_CELLS = 7
 EVERYWHERE = "Everywhere"
 ALWAYS = (("↑ ↓, j k", "move"), ("Tab", "next part of the screen"), ("Esc", "back, or out of a field"))
 
