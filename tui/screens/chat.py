@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, ClassVar
 
-from textual import on
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
 
 from backends.chat_commands import Command, parsed
 from backends.chat_conversations import Conversation
@@ -19,16 +17,15 @@ from backends.errors import GpuboxError, UsageError
 from backends.readonly import refusal
 from backends.snapshots import ModelKind, Server
 from tui.format import plural
-from tui.screens.chat_talk import TalkScreen
+from tui.screens.chat_listed import ListedScreen
 from tui.themes import palette
 from tui.widgets.chat_head import ANSWERS, why_not
 from tui.widgets.chat_input import ChatInput
-from tui.widgets.chat_list import ConversationList
 
 BEFORE_TOOLTIP = "Choose the question before, to edit it or to ask it again"
 
 
-class ChatScreen(TalkScreen):
+class ChatScreen(ListedScreen):
     """The conversation above, the question below; what is typed after a slash steers, keys do the same."""
 
     CSS_PATH = "../styles/chat.tcss"
@@ -47,10 +44,22 @@ class ChatScreen(TalkScreen):
         Binding("n", "mark(1)", "Later", show=False, id="chat.after", tooltip="Choose the question after"),
         Binding("r,ctrl+r", "again", "Ask again", id="chat.again", tooltip="Ask the last or the chosen question again"),
         Binding(
-            "less_than_sign", "turn_over(-1)", "Answer before", show=False, id="chat.answer_before", key_display="<"
+            "less_than_sign",
+            "turn_over(-1)",
+            "Answer before",
+            show=False,
+            id="chat.answer_before",
+            key_display="<",
+            tooltip="Show the answer before to the last question",
         ),
         Binding(
-            "greater_than_sign", "turn_over(1)", "Answer after", show=False, id="chat.answer_after", key_display=">"
+            "greater_than_sign",
+            "turn_over(1)",
+            "Answer after",
+            show=False,
+            id="chat.answer_after",
+            key_display=">",
+            tooltip="Show the next answer to the last question",
         ),
         Binding("o,ctrl+g", "settings", "Settings", id="chat.settings", tooltip="System prompt and sampling settings"),
         Binding("s", "save('md')", "Save", id="chat.save", tooltip="Save the conversation as Markdown"),
@@ -333,61 +342,6 @@ class ChatScreen(TalkScreen):
         talk = self._talks.get(self._shown) if self._shown is not None else None
         if talk is not None:
             talk.scroll_relative(y=step, animate=False)
-
-    # The list of conversations
-
-    def action_chats(self) -> None:
-        """Go to the list of conversations: at the side, or on a sheet where there is no room for it."""
-        listed = self.query_one(ConversationList)
-        if listed.display:
-            listed.focus()
-            return
-        from tui.screens.chat_sheets import ConversationsScreen
-
-        def act(wanted: tuple[str, Conversation] | None) -> None:
-            if wanted is not None:
-                self._act_on(*wanted)
-
-        if self._shown is not None:
-            conversations = self.conversations.all(self._shown.server)
-            self.app.push_screen(ConversationsScreen(conversations, self._shown), act)
-
-    @on(ConversationList.Wanted)
-    def _wanted(self, message: ConversationList.Wanted) -> None:
-        self._act_on(message.what, message.conversation)
-
-    def _act_on(self, what: str, conversation: Conversation) -> None:
-        """Show, rename or delete a conversation."""
-        if what == "show":
-            self.conversations.show(conversation)
-            self._changed()
-        elif what == "rename":
-            self._rename(conversation)
-        elif conversation.exchanges:
-            from tui.screens.confirm import ConfirmScreen
-
-            text = f"{plural(len(conversation.exchanges), 'question')} with all answers; s saves a conversation."
-            question = ConfirmScreen(f"Delete {conversation.name[:40]}?", text, "Delete")
-            self.app.push_screen(question, lambda sure: self._delete(conversation) if sure else None)
-        else:
-            self._delete(conversation)
-
-    def _rename(self, conversation: Conversation) -> None:
-        from tui.screens.chat_sheets import LineScreen
-
-        def take(title: str | None) -> None:
-            if title is not None:
-                conversation.title = title[:60]
-                self._tell()
-
-        self.app.push_screen(LineScreen("Another name", conversation.name), take)
-
-    def _delete(self, conversation: Conversation) -> None:
-        self.conversations.delete(conversation)
-        talk: VerticalScroll | None = self._talks.pop(conversation, None)
-        if talk is not None:
-            talk.remove()
-        self._changed()
 
 
 OWN = frozenset(binding.action.partition("(")[0] for binding in ChatScreen.BINDINGS if isinstance(binding, Binding))

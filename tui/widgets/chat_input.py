@@ -17,11 +17,13 @@ class ChatInput(TextArea):
     """A text field that grows with its text, up to what its style allows."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", tooltip="Send what is written"),
-        Binding("ctrl+j,shift+enter", "new_line", "New line", show=False, tooltip="Begin a new line"),
+        Binding("enter", "send", "Send", id="question.send", tooltip="Send what is written"),
+        Binding(
+            "ctrl+j,shift+enter", "new_line", "New line", show=False, id="question.line", tooltip="Begin a new line"
+        ),
         # Textual's text field selects with these: here they show modes, as everywhere.
-        Binding("f6", "app.go('runs')", show=False),
-        Binding("f7", "app.go('profiles')", show=False),
+        Binding("f6", "app.go('runs')", show=False, id="question.runs"),
+        Binding("f7", "app.go('profiles')", show=False, id="question.profiles"),
     ]
 
     def __init__(self, send: Callable[[str], bool], *, id: str | None = None) -> None:
