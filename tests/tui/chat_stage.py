@@ -158,7 +158,7 @@ async def on_and_on(request: Request, wire: Wire) -> None:
     await say(wire, "It goes ")
     while True:
         await say(wire, "on ")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
 
 
 class Gate:

@@ -202,7 +202,12 @@ async def test_a_picture_goes_with_the_question(tmp_path: Path) -> None:
     async def refuse(request: Request, wire: Wire) -> None:
         await wire.reply(400, {"error": {"message": "m is not a multimodal model"}})
 
-    async with chatting(greet) as chat:
+    async def look(request: Request, wire: Wire) -> None:
+        await wire.begin()
+        await say(wire, "a cat")
+        await end(wire, 2)
+
+    async with chatting(look) as chat:
         chat.field.write(f"/image {tmp_path}/no.png")
         await chat.press("enter")
         await chat.until(lambda: chat.noticed("cannot be read"), "the refusal")

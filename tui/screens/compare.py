@@ -98,6 +98,7 @@ class CompareScreen(GpuboxScreen):
         self._names: tuple[str | None, str | None] = (None, None)
         self._is_catching_up = False
         self._was_asked = False
+        self._told: tuple[Text, bool] | None = None
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
@@ -157,8 +158,11 @@ class CompareScreen(GpuboxScreen):
             for side, name in zip(self._sides, self._names, strict=True):
                 await side.talk_with(self._of.get(name) if name else None)
                 await side.catch_up(self.gpubox.now())
-            self.query_one("#result", Static).update(self._result())
-            self.refresh_bindings()
+            result, is_answering = self._result(), self._is_answering
+            if (result, is_answering) != self._told:
+                self._told = (result, is_answering)
+                self.query_one("#result", Static).update(result)
+                self.refresh_bindings()
         finally:
             self._is_catching_up = False
 
