@@ -1,6 +1,7 @@
 """What the screen costs beside nvitop: CPU, bytes on the terminal, memory, and the time to the first full screen.
 
-`python -m benchmarks.screen [--nvitop PATH] [--seconds N] [--paints N] [--sizes 80x24,200x50]`. Both programs run in
+`python -m benchmarks.screen [--nvitop PATH] [--seconds N] [--paints N] [--sizes 80x24,200x50]
+[--only paints,compare,slow]`. Both programs run in
 real pseudo-terminals that only read, over the same stand-in for the NVIDIA driver with eight GPUs. Quiet: no figure
 of a GPU changes. Busy: all change each second; for gpubox a server starts and ten serve too, each with a page of
 metrics that is read each second. Columns of gpubox are its screen, its keeper, and both.
@@ -36,8 +37,10 @@ LAST_GPU = r"68\.4"
 """The last GPU's memory in GiB: once it stands on the screen, all of the first screen does."""
 
 SETTLE_S = 4.0
-SLOW_BYTES_PER_S = {"9600 baud": 960, "115200 baud": 11520}
-Mark = Callable[[], Mapping[str, float]]
+SETTLED = r"111\.1"
+"""The first GPU's memory once the load is over; before, no digit is a 1, so all of it is written."""
+
+SLOW_BYTES_PER_S = {"9600 baud": 960, "38400 baud": 3840, "115200 baud": 11520}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +68,21 @@ class Driver:
         self._stub = NvmlStub(library, folder / "nvml.ini")
         self._tenants = [subprocess.Popen(["sleep", "100000"]) for _ in range(GPUS)]
         self.environ = self._stub.environ()
-        self._show(lambda index: {"utilization": 10 * index, "power_mw": 300_000 + index, "used": 0})
+        self.unsettle()
 
     def close(self) -> None:
         """End the tenants of the GPUs."""
         for tenant in self._tenants:
             tenant.kill()
             tenant.wait()
+
+    def unsettle(self) -> None:
+        """Show what the GPUs are at the beginning."""
+        self._show(lambda index: {"utilization": 10 * index, "power_mw": 300_000 + index, "used": 0})
+
+    def settle(self) -> None:
+        """Show what SETTLED looks for."""
+        self._show(lambda index: {"utilization": 50, "power_mw": 200_000, "used": 0}, first_mib=round(111.1 * 1024))
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
@@ -98,12 +109,15 @@ class Driver:
             over.set()
             changing.join()
 
-    def _show(self, figures: Callable[[int], dict[str, int]]) -> None:
+    def _show(self, figures: Callable[[int], dict[str, int]], first_mib: int | None = None) -> None:
         gpus = []
         for index, tenant in enumerate(self._tenants):
             read = figures(index)
-            used = round(68.4 * 1024) if index == GPUS - 1 else 30_000 + 3_000 * index + read.pop("used")
-            read.pop("used", None)
+            used = 30_000 + 3_000 * index + read.pop("used")
+            if index == 0:
+                used = first_mib or random.randrange(25, 100, 10) * 1024 + 512
+            elif index == GPUS - 1:
+                used = round(68.4 * 1024)
             processes = ((tenant.pid, (used - 500) * MIB, "compute"),)
             gpus.append(StubGpu({**read, "memory_used": used * MIB}, processes))
         self._stub.show(gpus)
@@ -222,19 +236,21 @@ class Bench:
             more = (costs[f"gpubox {place}"].all_cpu - costs["gpubox quiet"].all_cpu) / 60
             print(f"{place}: {more:+.1%} of a core", flush=True)
 
-    def slow(self, name: str, bytes_per_s: int, size: tuple[int, int]) -> None:
-        """Print how old what stands on a slow terminal is, after the GPUs have changed each second for a while."""
+    def slow(self, what: str, bytes_per_s: int, size: tuple[int, int]) -> None:
+        """Print how long a slow terminal takes to show the newest figure after GPUs and screens have changed fast."""
+        self.driver.unsettle()
         with self.screen(size, bytes_per_s) as terminal:
             terminal.wait_for(LAST_GPU)
-            time.sleep(SETTLE_S)
             with self.driver.busy():
-                for key in "21" * 5:
+                time.sleep(SETTLE_S)
+                for key in "2121212121":
                     terminal.press(key)
-                    time.sleep(1.0)
-            last = "54.3"
-            self.driver._show(lambda _: {"utilization": 50, "power_mw": 200_000, "used": 54 * 1024})
+                    time.sleep(0.2)
+            begun = time.monotonic()
             terminal.forget()
-            print(f"slow line, {name}, {_name(size)}: {last}", flush=True)
+            self.driver.settle()
+            took = terminal.wait_for(SETTLED, 60.0) + terminal.begun_at - begun
+            print(f"slow line, {what}, {_name(size)}: the newest figure stands there after {took:.1f} s", flush=True)
 
     def serve(self) -> list[str]:
         """Have ten servers that are ready and tell metrics."""
@@ -270,6 +286,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=12.0, help="how long each state is watched")
     parser.add_argument("--paints", type=int, default=5, help="how often the first paint is timed")
     parser.add_argument("--sizes", default="80x24,200x50")
+    parser.add_argument("--only", default="paints,compare,slow")
     wanted = parser.parse_args()
     nvitop = wanted.nvitop or shutil.which("nvitop")
     if nvitop is None:
@@ -282,9 +299,14 @@ def main() -> int:
             with box_in(Path(folder) / "home") as box:
                 bench = Bench(box, driver, nvitop, wanted.seconds)
                 print(f"load now: {os.getloadavg()[0]:.1f} on {os.cpu_count()} hardware threads")
-                bench.paints(sizes[0], wanted.paints)
-                for size in sizes:
-                    bench.compare(size)
+                if "paints" in wanted.only:
+                    bench.paints(sizes[0], wanted.paints)
+                if "compare" in wanted.only:
+                    for size in sizes:
+                        bench.compare(size)
+                if "slow" in wanted.only:
+                    for what, bytes_per_s in SLOW_BYTES_PER_S.items():
+                        bench.slow(what, bytes_per_s, sizes[0])
         finally:
             driver.close()
     return 0

@@ -23,13 +23,15 @@ from typing import Self
 TICKS = os.sysconf("SC_CLK_TCK")
 READ_BYTES = 65536
 PATIENCE_S = 30.0
+QUESTION, ANSWER = b"\x1b[?2026$p", b"\x1b[?2026;2$y"
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|P.*?\x1b\\|[ -/]*[0-~])", re.DOTALL)
 
 
 class Terminal:
-    """A program in a pseudo-terminal of `size` (columns, lines); all that it writes is read, nothing is answered.
+    """A program in a pseudo-terminal of `size` (columns, lines); all that it writes is read.
 
-    `bytes_per_s` makes the line slow: no more than that is read. `text` is what was written, without escape codes.
+    `bytes_per_s` makes the line slow: no more than that is read. Nothing is answered, but on a slow line the question
+    whether frames can be held back, as most terminals do. `text` is what was written, without escape codes.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Terminal:
         self._seen = threading.Condition()
         self._raw = bytearray()
         self._ended = False
+        self._answered = self._forgotten = 0
 
     def __enter__(self) -> Self:
         self._master, slave = pty.openpty()
@@ -86,6 +89,7 @@ class Terminal:
     def forget(self) -> None:
         """Begin `text` anew."""
         with self._seen:
+            self._forgotten += self._raw.count(QUESTION)
             self._raw.clear()
 
     def press(self, keys: str) -> None:
@@ -109,6 +113,12 @@ class Terminal:
             if not news or (self._ended and not wanted.search(self.text)):
                 raise AssertionError(f"{self._command[0]} never wrote {pattern!r}; its last words: {self.text[-2000:]}")
 
+    def _answer(self) -> None:
+        asked = self._raw.count(QUESTION) + self._forgotten
+        while self._answered < asked:
+            self._answered += 1
+            os.write(self._master, ANSWER)
+
     def wait_for_end(self, within_s: float = PATIENCE_S) -> None:
         """Wait until the program has ended; raises subprocess.TimeoutExpired."""
         self._process.wait(within_s)
@@ -131,6 +141,7 @@ class Terminal:
                 return
             if slow:
                 time.sleep(len(data) / slow)
+                self._answer()
 
 
 def cpu_s(pid: int) -> float:

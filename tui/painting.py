@@ -92,11 +92,22 @@ class Painter:
                 if part is not None and at < last and end > first:
                     self._put(at, y, part if end <= last else part.crop(0, last - at))
 
-    def paint(self) -> str:
-        """Return what brings the terminal from what it shows to what was taken; empty where that is the same."""
+    @property
+    def has_more(self) -> bool:
+        """Whether there may be something left to paint."""
+        return bool(self._changed)
+
+    def paint(self, limit: int | None = None) -> str:
+        """Return what brings the terminal from what it shows to what was taken; empty where that is the same.
+
+        No line is begun once there are more than `limit` characters: what is left comes at the next time.
+        """
         out: list[str] = []
         look = self._look_now
         for y in sorted(self._changed):
+            if limit is not None and sum(map(len, out)) > limit:
+                break
+            self._changed.discard(y)
             wanted, shown = self._wanted[y], self._shown[y]
             if wanted == shown:
                 continue
@@ -108,7 +119,6 @@ class Painter:
                         look = its
                     out.append(text)
             self._shown[y] = wanted.copy()
-        self._changed.clear()
         self._look_now = look
         return "".join(out)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import IO, Any
 
 from rich.color import ColorSystem
 from rich.console import RenderableType
+from textual import on
 from textual._ansi_sequences import SYNC_END, SYNC_START
 from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.app import App
 from textual.driver import Driver
 from textual.drivers.linux_driver import LinuxDriver
 from textual.geometry import Offset
+from textual.messages import TerminalSupportsSynchronizedOutput
 from textual.screen import ModalScreen, Screen
 
 from tui.app import GpuboxApp
@@ -21,6 +24,21 @@ from tui.painting import Painter
 
 NOWHERE = Offset(0, 0)
 """Where the hidden cursor is while nobody types text: then it matters to no input method, and stays where it is."""
+
+
+CONFIRMED_BYTES = 1024
+"""So much may be on its way without a question to the terminal; a frame with new figures has a fourth of it."""
+
+QUESTION = "\x1b[?2026$p"
+"""Textual asks this at the start too: whether frames can be held back until they are whole."""
+
+LONGEST_WAIT_S = 10.0
+"""Who has answered before, and does not within this, does not answer any more."""
+
+PATIENCE_S = 0.5
+"""On a line on which frames take longer than this they are cut into parts of about as long."""
+
+LEAST_BYTES = 256
 
 
 class _Drain:
@@ -83,9 +101,18 @@ class PacedDriver(LinuxDriver):
 
 
 class TerminalApp(GpuboxApp):
-    """The control center, painted sparingly."""
+    """The control center, painted sparingly.
+
+    What has left for the terminal may still be far away from it: ssh and the kernel hold a lot. So after some bytes
+    the terminal is asked something that it answers once it has come that far, and until then nothing more is painted:
+    a slow line shows what is newest, not all that was. A terminal that has answered no such question is asked none.
+    """
 
     waits_for_terminal = False
+    _answers = True
+    _unconfirmed_bytes = 0
+    _asked_at: float | None = None
+    _limit: int | None = None
     _painter: Painter | None = None
     _painted_mode: Screen[Any] | None = None
     _cursor = NOWHERE
@@ -117,9 +144,10 @@ class TerminalApp(GpuboxApp):
             self._painter = Painter(self.console._color_system or ColorSystem.TRUECOLOR)
         self._painter.resize(*self.size)
         if not isinstance(screen, ModalScreen) and screen is not self._painted_mode:
-            # Whoever changes the mode gets a whole picture, also where something else has spoilt the terminal.
             self._painted_mode = screen
-            self._painter.forget()
+            if not self.waits_for_terminal:
+                # Whoever changes the mode gets a whole picture, also where something else has spoilt the terminal.
+                self._painter.forget()
         self._painter.take(renderable)
         self.paint()
         self.post_display_hook()
@@ -129,16 +157,38 @@ class TerminalApp(GpuboxApp):
         driver, painter = self._driver, self._painter
         if driver is None or painter is None or not self._running or self._closed:
             return
-        if isinstance(driver, PacedDriver) and driver.is_behind:
+        if self._asked_at is not None and time.monotonic() - self._asked_at >= LONGEST_WAIT_S:
+            self._answers, self._asked_at = False, None
+        if self._asked_at is not None or (isinstance(driver, PacedDriver) and driver.is_behind):
             self.waits_for_terminal = True
             return
-        self.waits_for_terminal = False
         cursor = self.screen.outer_size.clamp_offset(self.cursor_position)
-        said = painter.paint()
+        said = painter.paint(self._limit)
+        self.waits_for_terminal = painter.has_more
         if not said and cursor == self._cursor:
             return
         self._cursor = self._previous_cursor_position = cursor
         if cursor != NOWHERE:
             said += f"\x1b[{cursor.y + 1};{cursor.x + 1}H"
-        driver.write(f"{SYNC_START}{said}{SYNC_END}" if self._sync_available else said)
+        if self._sync_available:
+            said = f"{SYNC_START}{said}{SYNC_END}"
+            self._unconfirmed_bytes += len(said)
+            if self._answers and self._unconfirmed_bytes > CONFIRMED_BYTES:
+                said += QUESTION
+                self._asked_at = time.monotonic()
+                self.set_timer(LONGEST_WAIT_S, self.paint)
+        driver.write(said)
         driver.flush()
+
+    @on(TerminalSupportsSynchronizedOutput)
+    def _confirmed(self) -> None:
+        """Go on painting: the terminal has come to the question."""
+        self._answers = True
+        if self._asked_at is None:
+            return
+        took_s, self._asked_at = time.monotonic() - self._asked_at, None
+        rate = self._unconfirmed_bytes / max(took_s, 1e-3)
+        self._limit = max(LEAST_BYTES, int(rate * PATIENCE_S)) if took_s > PATIENCE_S else None
+        self._unconfirmed_bytes = 0
+        if self.waits_for_terminal:
+            self.paint()

@@ -151,3 +151,17 @@ def test_what_somebody_else_has_spoilt_is_painted_in_full() -> None:
     one.forget()
     paper.feed(one.paint())
     assert paper.cells == painted_anew(rows)
+
+
+def test_a_picture_painted_in_parts_is_whole_and_its_newest_lines_are_painted() -> None:
+    one, paper = painter(), Paper()
+    first, newest = line(("first       ", "bold")), line(("newest 日本 ", "on #101010"))
+    one.take(update(first, first, first))
+    paper.feed(one.paint(1))
+    assert one.has_more
+    one.take(update(newest, newest, newest))
+    while one.has_more:
+        part = one.paint(1)
+        assert part.count("H") == 1
+        paper.feed(part)
+    assert paper.cells == painted_anew([newest, newest, newest])
