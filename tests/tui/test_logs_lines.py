@@ -9,8 +9,8 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from tui.screens.logs import compiled
 from backends.logs.text import text_start
+from tui.screens.logs import compiled
 from tui.widgets.log_view_lines import LONGEST_SHOWN, LineStyles, laid_out, rows_of
 from tui.widgets.log_view_rows import moved
 

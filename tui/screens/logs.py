@@ -96,7 +96,7 @@ class LogsScreen(GpuboxScreen):
 
     def on_mount(self) -> None:
         """Show nothing as long as nothing is known; keep the time in a stage running."""
-        self._view.display = False
+        self._view.display = self.query_one("#search").display = False
         self.set_interval(1.0, self._tick)
 
     def on_screen_suspend(self) -> None:
@@ -270,7 +270,7 @@ class LogsScreen(GpuboxScreen):
 
     @property
     def _is_asking(self) -> bool:
-        return self.query_one("#search").has_class("-shown")
+        return bool(self.query_one("#search").display)
 
     def _mergeable(self) -> list[str]:
         return [one.name for one in self.gpubox.servers if one.log_path and one.foreign is None]
@@ -363,8 +363,8 @@ class LogsScreen(GpuboxScreen):
         self._complaint, self._asks_time = "", hint == TIME_HINT
         ask = self.query_one("#search", Input)
         ask.value, ask.placeholder = value, hint
-        ask.add_class("-shown")
-        ask.focus()
+        ask.display = True
+        self.set_focus(ask)  # At once: what is typed right after must not be taken for keys.
 
     def action_next_match(self, direction: int) -> None:
         """Go to the next match below or above."""
@@ -412,8 +412,8 @@ class LogsScreen(GpuboxScreen):
 
     def _close(self) -> None:
         self._complaint = ""
-        self.query_one("#search").remove_class("-shown")
-        self._view.focus()
+        self.query_one("#search").display = False
+        self.set_focus(self._view)
 
 
 def compiled(text: str) -> re.Pattern[str]:

@@ -126,7 +126,11 @@ class LogPane(ScrollView, can_focus=True):
 
     @property
     def _width(self) -> int:
-        return self.scrollable_size.width - (GUTTER_CELLS if self._marked else 0)
+        return self.scrollable_size.width - self._gutter_cells
+
+    @property
+    def _gutter_cells(self) -> int:
+        return GUTTER_CELLS if self._marked else 0
 
     def _line(self, number: int) -> LogLine | None:
         at = number - self._base
@@ -200,7 +204,8 @@ class LogPane(ScrollView, can_focus=True):
             room = total - height
             place = min(room, round((low + per_line * place) * total))
             place = room if window.last and self._top >= end_top else place
-        width = self.scrollable_size.width if self._rows.wraps else max(self._rows.widest, self.scrollable_size.width)
+        width = self.scrollable_size.width
+        width = width if self._rows.wraps else max(self._rows.widest + self._gutter_cells, width)
         self.virtual_size = Size(width, total)
         self.scroll_y = place
         self.refresh()
@@ -273,5 +278,5 @@ class LogPane(ScrollView, can_focus=True):
     def action_sideways(self, steps: int) -> None:
         """Scroll sideways, where lines are not wrapped."""
         if not self._rows.wraps:
-            self.virtual_size = Size(self._rows.widest, self.virtual_size.height)
+            self.virtual_size = Size(self._rows.widest + self._gutter_cells, self.virtual_size.height)
             self.scroll_x += steps * SIDEWAYS_CELLS

@@ -465,7 +465,7 @@ class LogView(LogPane):
             return is_marking
         if action == "sideways":
             x = self.scroll_offset.x
-            return not self._rows.wraps and (x > 0 if parameters == (-1,) else x < self.max_scroll_x)
+            return not self._rows.wraps and (x > 0 if parameters == (-1,) else x < self._rows.widest - self._width)
         if action in ("move", "page") and not is_marking:
             return not self.following if parameters == (1,) else not self._is_at_start
         if action == "to_start":
