@@ -23,7 +23,7 @@ from tui.widgets.gpu_balance import GpuWindow
 from tui.widgets.gpu_details import GpuDetails
 from tui.widgets.gpu_table import GpuTable
 from tui.widgets.host_line import box_line, host_line
-from tui.widgets.live_text import LiveText
+from tui.widgets.live_text import LiveText, can_scroll
 from tui.widgets.status_bar import describe
 
 HISTORY_EVERY_S = 5.0
@@ -129,6 +129,8 @@ class BoxScreen(GpuboxScreen):
         if not super().check_action(action, parameters):
             return False
         match action:
+            case "scroll_details":
+                return can_scroll(self.query_one(GpuDetails), parameters[0])
             case "reap":
                 return bool(self._orphans())
             case "end_foreign":

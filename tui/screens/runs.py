@@ -18,7 +18,7 @@ from backends.records import Launch
 from backends.snapshots import Server, Snapshot
 from tui.screens.base import DETAILS_TOOLTIP, WIDE_CELLS, GpuboxScreen
 from tui.themes import palette
-from tui.widgets.live_text import LiveText
+from tui.widgets.live_text import LiveText, can_scroll
 from tui.widgets.run_details import run_details
 from tui.widgets.run_table import RunTable
 
@@ -152,6 +152,8 @@ class RunsScreen(GpuboxScreen):
         if not super().check_action(action, parameters):
             return False
         match action:
+            case "scroll_details":
+                return can_scroll(self.query_one("#details"), parameters[0])
             case "log":
                 launch = self._launch
                 return launch is not None and launch.log_path in self._logs

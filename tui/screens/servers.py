@@ -22,7 +22,7 @@ from tui.launching import LaunchIntent
 from tui.screens.base import DETAILS_TOOLTIP, WIDE_CELLS, GpuboxScreen
 from tui.screens.use import UseLine, UseScreen
 from tui.themes import Palette, palette
-from tui.widgets.live_text import LiveText
+from tui.widgets.live_text import LiveText, can_scroll
 from tui.widgets.profile_table import ProfileRow, ProfileTable
 from tui.widgets.server_details import profile_details, server_details
 from tui.widgets.server_log import ServerLogTail
@@ -215,6 +215,8 @@ class ServersScreen(GpuboxScreen):
         """Offer only what the selected server's state allows."""
         if not super().check_action(action, parameters):
             return False
+        if action == "scroll_details":
+            return can_scroll(self.query_one("#details"), parameters[0])
         if action not in ("stop", "restart", "fix", "forget", "visit", "use"):
             return True
         server = self.server

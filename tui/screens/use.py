@@ -41,7 +41,7 @@ class UseScreen(ModalScreen[UseLine | None]):
         Binding("s", "copy('s')", "ssh -L", id="use.ssh", tooltip="Copy the tunnel that brings it to another machine"),
         Binding("b", "copy('b')", "base URL", id="use.base_url", tooltip="Copy the variables for OpenAI's clients"),
         Binding("l", "copy('l')", "launch line", id="use.launch", tooltip="Copy the command that it was started with"),
-        Binding("escape,u,q", "dismiss(None)", "Leave", id="use.leave"),
+        Binding("escape,u,q", "dismiss(None)", "Leave", id="use.leave", tooltip="Copy nothing"),
     ]
 
     def __init__(self, server: str, lines: tuple[UseLine, ...], why_no_launch_line: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.text import Text
+from textual.widget import Widget
 from textual.widgets import Static
 
 
@@ -25,3 +26,9 @@ class LiveText(Static):
         if self._last != last:
             same_lines = last is not None and last[0].plain.count("\n") == text.plain.count("\n")
             self.update(text, layout=self._wraps or not same_lines)
+
+
+def can_scroll(panel: Widget, lines: object) -> bool:
+    """Whether a panel hides something below (`lines` > 0) or above what it shows."""
+    down = isinstance(lines, int) and lines > 0
+    return panel.scroll_target_y < panel.max_scroll_y if down else panel.scroll_target_y > 0

@@ -69,7 +69,9 @@ def layout(width: int, servers: Sequence[Server]) -> ServerLayout:
 class ServerTable(LiveTable):
     """All servers that the keeper knows."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "screen.visit('logs')", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "screen.visit('logs')", "Open its log", show=False, id="server.open", tooltip="Its log"),
+    ]
 
     def __init__(self) -> None:
         super().__init__()
