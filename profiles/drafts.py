@@ -105,13 +105,6 @@ def name_problem(store: Store, name: str) -> str:
     return f"{name} is there already" if path.exists() or path.is_symlink() else ""
 
 
-def free_name(store: Store, name: str) -> str:
-    """Return `name`, or the first of NAME-2, NAME-3 … that no profile has, the library's included."""
-    taken = {entry.name for entry in store.entries()}
-    numbered = (f"{name[:60]}-{number}" for number in range(2, len(taken) + 3))
-    return name if name not in taken else next(one for one in numbered if one not in taken)
-
-
 def check_text(text: str, path: Path) -> Checked:
     """Check a profile's TOML as if it stood in `path`; what looks wrong among its arguments has lines, too."""
     try:

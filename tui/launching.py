@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends import paths
-from backends.errors import ProfileError
-from backends.snapshots import StartRequest
+from backends.errors import GpuboxError, ProfileError
+from backends.snapshots import Missing, StartRequest
 
 if TYPE_CHECKING:
+    from backends.fit.estimate import Fit
+    from backends.snapshots import Box
     from profiles.errors import InvalidProfileError
     from profiles.schema import Profile
     from profiles.store import Store
+
+
+MEMORY_STEP_BYTES = 256 << 20
+"""Whether something fits is reckoned anew when a GPU's free memory has changed by so much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,39 @@ def model_here(profile: Profile) -> str | None:
     from backends.demo.model import demo_model_dir
 
     return str(demo_model_dir())
+
+
+def fit_of(profile: Profile, box: Box, chosen: tuple[str, ...]) -> Fit | str:
+    """Reckon how a profile fits on the chosen GPUs, or say why not; reads the model's headers: not for the UI loop."""
+    from backends.fit.checkpoint import read_checkpoint
+    from backends.fit.choices import fit_here
+
+    try:
+        return fit_here(profile, box, chosen, os.environ, read_checkpoint(profile, os.environ))
+    except GpuboxError as problem:
+        return problem.message
+
+
+def memory_state(box: Box) -> tuple[object, ...]:
+    """Return what of the box's memory decides whether something fits, coarse enough not to change each second."""
+    free = (None if isinstance(gpu.memory_free_bytes, Missing) else gpu.memory_free_bytes for gpu in box.gpus)
+    return tuple(None if one is None else one // MEMORY_STEP_BYTES for one in free)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Turn what the profiles package raises, and a disk that refuses, into an error of one clear line."""
+    from profiles.errors import InvalidProfileError
+
+    try:
+        yield
+    except InvalidProfileError as wrong:
+        raise profile_error(wrong) from wrong
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        raise ProfileError(
+            f"{where}{problem.strerror or problem}", "nothing is lost: mend that, or try again"
+        ) from None
 
 
 def profile_error(wrong: InvalidProfileError) -> ProfileError:
