@@ -5,6 +5,7 @@ Imports of what a command needs happen inside it, so that each pays only for its
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ Exit codes: 0 ready or done, 1 other error, 2 bad usage, 3 bad profile, 4 no suc
 7 waiting over (the server keeps starting), 8 the keeper cannot be reached, 9 no such server, 10 conflict.
 """
 
-READING = frozenset({"status", "logs", "chat", "diagnose", "fit", "doctor", "history", "profiles"})
+READING = frozenset({"status", "logs", "chat", "diagnose", "fit", "doctor", "history", "profiles", "web"})
 """Commands that change nothing."""
 
 READING_PROFILES = frozenset({"list", "show", "validate", "command"})
@@ -83,7 +84,8 @@ def root(
     if ctx.invoked_subcommand is not None:
         if readonly and ctx.invoked_subcommand not in READING:
             raise refusal(ctx.invoked_subcommand)
-        stray = [it.opts[0] for it in ctx.command.params if ctx.params.get(it.name) and it.name not in BEFORE_COMMANDS]
+        allowed = {*BEFORE_COMMANDS, "simulate"} if ctx.invoked_subcommand == "web" else BEFORE_COMMANDS
+        stray = [it.opts[0] for it in ctx.command.params if ctx.params.get(it.name) and it.name not in allowed]
         if stray:
             raise UsageError(f"{stray[0]} does not go before {ctx.invoked_subcommand}", "gpubox --help")
         return None
@@ -112,7 +114,7 @@ def root(
 
         request = read_launchable(open_store(profile_dir), profile).request(intent)
         return run(request, Wishes(foreground=foreground, wait_s=wait, json=json))
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() and "TEXTUAL_DRIVER" not in os.environ:  # a browser's tab has a pipe
         raise UsageError("the control center needs a terminal", "use --headless, or a command such as `gpubox status`")
     from tui.headless.screen import open_screen
 
@@ -315,6 +317,19 @@ def clean(
     from tui.headless.clean import clean as do_clean
 
     return do_clean(dry_run=dry_run, older_than=older_than, json=json)
+
+
+@app.command(epilog="--readonly, --profile-dir and --simulate go before: gpubox --readonly web")
+def web(
+    ctx: typer.Context,
+    port: Annotated[str, typer.Option(help="A port, or 'auto'.")] = "4787",
+    host: Annotated[str, typer.Option(help="Where to listen; by default, only this machine gets in.")] = "127.0.0.1",
+) -> int:
+    """Serve the control center to a browser: prints a link that works once; each tab is a screen of its own."""
+    from tui.headless.web import serve
+
+    simulate = ctx.parent.params["simulate"] if ctx.parent else None
+    return serve(host, _port(port) or 0, readonly=forbids(), profile_dir=ctx.obj, simulate=simulate)
 
 
 @app.command(hidden=True)

@@ -1,0 +1,75 @@
+"""Who gets in: tokens that work once, cookies, names that a browser may use, and how often one may be wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from tui.web.gate import WINDOW_S, WRONG_TRIES, Gate, TooManyTriesError
+
+HERE = "127.0.0.1"
+
+
+def test_a_token_works_once_and_a_new_one_ends_the_one_before() -> None:
+    gate = Gate()
+    first, second = gate.new_token(), gate.new_token()
+    assert gate.redeem(first, HERE) is None
+    cookie = gate.redeem(second, HERE)
+    assert gate.admits(cookie, HERE)
+    assert gate.redeem(second, HERE) is None
+    assert not gate.admits(second, HERE)
+    assert not gate.admits(None, HERE)
+    assert not gate.admits("é\udcff", HERE)
+
+
+def test_wrong_tries_are_limited_for_their_address_and_do_not_lock_out_who_is_in() -> None:
+    now = 1000.0
+    gate = Gate(clock=lambda: now)
+    cookie = gate.redeem(gate.new_token(), HERE)
+    for _ in range(WRONG_TRIES // 2):
+        assert gate.redeem("wrong", HERE) is None
+        assert not gate.admits("wrong", HERE)
+    token = gate.new_token()
+    with pytest.raises(TooManyTriesError):
+        gate.redeem(token, HERE)
+    with pytest.raises(TooManyTriesError):
+        gate.admits("wrong", HERE)
+    assert gate.admits(cookie, HERE)
+    now += WINDOW_S
+    assert gate.redeem(token, HERE)
+
+
+def test_another_address_is_not_held_responsible() -> None:
+    gate = Gate(clock=lambda: 0.0)
+    for _ in range(WRONG_TRIES):
+        gate.redeem("wrong", "10.0.0.9")
+    assert gate.redeem(gate.new_token(), HERE)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:4787", "localhost", "LOCALHOST:9", "[::1]:80", "a.localhost:1", "box:2"])
+def test_hosts_that_are_this_machine(host: str) -> None:
+    assert Gate(["Box"]).admits_host(host)
+
+
+@pytest.mark.parametrize(
+    "host", [None, "", "evil.example:4787", "127.0.0.1.evil.example", "localhost:x", "box", "localhost@evil:1", "::1:x"]
+)
+def test_hosts_that_a_foreign_page_could_have_bent_here(host: str | None) -> None:
+    assert not Gate().admits_host(host)
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_ours"),
+    [
+        ("http://localhost:4787", True),
+        ("https://localhost:4787", True),
+        ("http://localhost:4788", False),
+        ("http://127.0.0.1:4787", False),
+        ("http://evil.example", False),
+        ("null", False),
+        ("", False),
+        (None, False),
+        ("file://localhost:4787", False),
+    ],
+)
+def test_only_the_very_page_opens_a_socket(origin: str | None, is_ours: bool) -> None:
+    assert Gate.admits_origin(origin, "localhost:4787") is is_ours
