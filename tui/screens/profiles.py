@@ -175,8 +175,9 @@ class ProfilesScreen(EditActions):
         problems.display = self.draft is not None
         told = Text()
         if self.look is not None:
-            brief = self.draft is not None and not is_wide
-            told = side_text(self.look, self._fit, snapshot.servers, side_cells, colours, brief=brief)
+            editing = self.draft is not None
+            brief = editing and not is_wide
+            told = side_text(self.look, self._fit, snapshot.servers, side_cells, colours, editing=editing, brief=brief)
             if not is_wide and not is_roomy and self.draft is None:
                 told.append_text(Text(f"\n\n{self.look.text.rstrip()}", style=colours.dim))
             problems.update(problems_text(self.look.checked, PROBLEM_LINES, colours))

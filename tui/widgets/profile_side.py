@@ -48,19 +48,30 @@ def look_at_file(name: str, path: Path) -> Look:
 
 
 def side_text(
-    look: Look, fit: Fit | str | None, servers: Sequence[Server], width: int, colours: Palette, *, brief: bool
+    look: Look,
+    fit: Fit | str | None,
+    servers: Sequence[Server],
+    width: int,
+    colours: Palette,
+    *,
+    editing: bool,
+    brief: bool,
 ) -> Text:
-    """Build what stands beside a profile: its command, and unless it shall be `brief` problems, fit and servers."""
+    """Build what stands beside a profile: its command, and unless it shall be `brief` fit, servers and purpose.
+
+    While it is edited, its problems stand under the editor instead.
+    """
     lines: list[Text] = []
     if look.command is not None:
         command = look.command.replace(" \\\n ", "") if brief else look.command
         lines.append(Text(f"$ {command}", style=colours.text))
-    elif brief:
+    elif editing:
         lines.append(Text("no command: it is no valid profile yet", style=colours.dim))
     if brief:
         return Text("\n").join(lines)
-    lines += [problem_text(one, colours, wrong=True) for one in look.checked.problems]
-    lines += [problem_text(one, colours, wrong=False) for one in look.checked.warnings]
+    if not editing:
+        lines += [problem_text(one, colours, wrong=True) for one in look.checked.problems]
+        lines += [problem_text(one, colours, wrong=False) for one in look.checked.warnings]
     if isinstance(fit, Fit):
         lines += [Text(""), drawn(fit, width, colours)]
     elif fit is not None:

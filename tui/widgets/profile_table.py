@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 
-from tui.themes import palette
+from tui.themes import Palette, palette
 from tui.widgets.live_table import GAP, Column, LiveTable
 
 if TYPE_CHECKING:
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 WIDE = 100
 """From so many cells on, engine and model are written out."""
+NARROW = 60
+"""Below so many cells there is room for the name only: engine and model stand beside the table."""
+
+
+Shown = tuple[tuple[Column, ...], dict[str, tuple[Text, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +50,51 @@ class ProfileTable(LiveTable):
     def follow(self, profiles: Sequence[ProfileRow], width: int) -> None:
         """Show `profiles` in `width` cells."""
         colours = palette(self.app)
-        name = min(max((len(p.name) for p in profiles), default=10), 28)
-        engine = 12 if width >= WIDE else 7
-        model = width - name - engine - 4 - 7 - 4 * GAP
-        columns = (
-            Column("Profile", name),
-            Column("Engine", engine),
-            Column("Model", model),
-            Column("GPUs", 4, "right"),
-            Column("From", 7),
-        )
-        rows: dict[str, tuple[Text, ...]] = {}
-        for profile in profiles:
-            if profile.problem is not None:
-                what = Text(f"✗ {profile.problem.splitlines()[0]}", style=colours.bad)
-                rows[profile.name] = (Text(profile.name, style=colours.bad), Text("broken", style=colours.bad), what)
-            else:
-                rows[profile.name] = (
-                    Text(profile.name, style=f"bold {colours.text}"),
-                    Text(profile.engine, style=colours.text),
-                    Text(profile.model if width >= WIDE else profile.model.rpartition("/")[2], style=colours.text),
-                )
-            rows[profile.name] += (
-                Text(profile.gpus, style=colours.text),
-                Text(profile.origin, style=colours.dim),
-            )
+        if width < NARROW:
+            columns, rows = _names(profiles, width, colours)
+        else:
+            columns, rows = _whole(profiles, width, colours)
         self.show(columns, rows)
+
+
+def _names(profiles: Sequence[ProfileRow], width: int, colours: Palette) -> Shown:
+    columns = (Column("Profile", width - 4 - 7 - 2 * GAP - 1), Column("GPUs", 4, "right"), Column("From", 7))
+    rows = {}
+    for profile in profiles:
+        sign, colour = ("", colours.text) if profile.problem is None else ("✗ ", colours.bad)
+        name = Text(sign + profile.name, style=f"bold {colour}")
+        rows[profile.name] = (name, Text(profile.gpus, style=colours.text), Text(profile.origin, style=colours.dim))
+    return columns, rows
+
+
+def _whole(profiles: Sequence[ProfileRow], width: int, colours: Palette) -> Shown:
+    name = min(max((len(p.name) for p in profiles), default=10), 28)
+    engine = 12 if width >= WIDE else 7
+    model = width - name - engine - 4 - 7 - 4 * GAP
+    columns = (
+        Column("Profile", name),
+        Column("Engine", engine),
+        Column("Model", model),
+        Column("GPUs", 4, "right"),
+        Column("From", 7),
+    )
+    rows: dict[str, tuple[Text, ...]] = {}
+    for profile in profiles:
+        if profile.problem is not None:
+            what = Text(f"✗ {profile.problem.splitlines()[0]}", style=colours.bad)
+            cells = (Text(profile.name, style=colours.bad), Text("broken", style=colours.bad), what)
+        else:
+            cells = (
+                Text(profile.name, style=f"bold {colours.text}"),
+                Text(profile.engine, style=colours.text),
+                Text(profile.model if width >= WIDE else profile.model.rpartition("/")[2], style=colours.text),
+            )
+        rows[profile.name] = (
+            *cells,
+            Text(profile.gpus, style=colours.text),
+            Text(profile.origin, style=colours.dim),
+        )
+    return columns, rows
 
 
 def list_profiles(store: Store) -> tuple[ProfileRow, ...]:
