@@ -23,7 +23,7 @@ from tui.widgets.gpu_balance import GpuWindow
 from tui.widgets.gpu_details import GpuDetails
 from tui.widgets.gpu_table import GpuTable
 from tui.widgets.host_line import box_line, host_line
-from tui.widgets.live_text import LiveText, can_scroll
+from tui.widgets.live_text import LiveText, can_scroll, keep_focus
 from tui.widgets.status_bar import describe
 
 HISTORY_EVERY_S = 5.0
@@ -72,11 +72,12 @@ class BoxScreen(GpuboxScreen):
         self.query_one("#host", LiveText).show(Text("\n").join(lines if snapshot.box.gpus else lines[1:]))
         self._window.take(snapshot.box)
         self.set_class(not snapshot.box.gpus, "-no-gpu")
+        table = self.query_one(GpuTable)
+        self.set_focus(keep_focus(self.focused, table, shown=bool(snapshot.box.gpus)))
         if not snapshot.box.gpus:
             self.query_one("#no-gpu", LiveText).show(no_gpu(snapshot.box, snapshot.servers, colours))
             self._offer()
             return
-        table = self.query_one(GpuTable)
         table.follow(snapshot, width)
         self._show_details(snapshot, table.cursor_key)
 

@@ -18,7 +18,7 @@ from backends.records import Launch
 from backends.snapshots import Server, Snapshot
 from tui.screens.base import DETAILS_TOOLTIP, WIDE_CELLS, GpuboxScreen
 from tui.themes import palette
-from tui.widgets.live_text import LiveText, can_scroll
+from tui.widgets.live_text import LiveText, can_scroll, keep_focus
 from tui.widgets.run_details import run_details
 from tui.widgets.run_table import RunTable
 
@@ -113,6 +113,7 @@ class RunsScreen(GpuboxScreen):
             wide = self.app.size.width >= WIDE_CELLS
             table.follow(matching, self.app.size.width - 2 - (DETAILS_CELLS if wide else 0), self.gpubox.now())
             self.set_class(not matching, "-empty")
+            self.set_focus(keep_focus(self.focused, table, shown=bool(matching)))
             self.query_one("#no-launches", LiveText).show(Text(self._why_empty(), style=colours.dim))
             self.query_one("#launches").border_title = self._title(len(matching))
             self.refresh_bindings()

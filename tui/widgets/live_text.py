@@ -30,5 +30,12 @@ class LiveText(Static):
 
 def can_scroll(panel: Widget, lines: object) -> bool:
     """Whether a panel hides something below (`lines` > 0) or above what it shows."""
-    down = isinstance(lines, int) and lines > 0
-    return panel.scroll_target_y < panel.max_scroll_y if down else panel.scroll_target_y > 0
+    at = min(panel.scroll_y, panel.max_scroll_y)
+    return at < panel.max_scroll_y if isinstance(lines, int) and lines > 0 else at > 0
+
+
+def keep_focus(focused: Widget | None, table: Widget, *, shown: bool) -> Widget | None:
+    """Return what is to have the focus of a screen whose `table` comes and goes: keys of a hidden one do nothing."""
+    if shown:
+        return focused or table
+    return None if focused is table else focused
