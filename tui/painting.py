@@ -126,7 +126,10 @@ class Painter:
         if y >= len(self._wanted):
             return
         row = self._wanted[y]
-        cells = [cell for text, style, _ in strip for cell in _cells(text, self._look(style))][: len(row) - x]
+        cells: list[Cell] = []
+        for text, style, _ in strip:
+            cells.extend(_cells(text, self._look(style)))
+        del cells[len(row) - x :]
         end = x + len(cells)
         if row[x:end] == cells:
             return

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from tui.launching import LaunchIntent
 
 
+GARBAGE = (50_000, 20, 20)
+"""When the collector looks (gc.set_threshold): one large screen takes 10,000 objects, by default 14 looks for nothing."""
+
+
 class _Later:
     """Something that is made, which takes a while, when it is first used."""
 
@@ -73,6 +77,7 @@ def show(app: TerminalApp) -> int:
     """Run an app until it is left; returns the exit code."""
     # What is there by now stays: going through it again and again would only stall the screen.
     gc.freeze()
+    gc.set_threshold(*GARBAGE)
     gc.enable()
     app.run()
     return app.return_code or 0
