@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
-from backends.logs.file import LogFile, stamp_of
+from backends.logs.file import LogFile
 from backends.logs.scanner import Scan
 from backends.logs.text import BLOCK_BYTES, ERROR, Rule, heading
+from backends.logs.windows import EMPTY, END, START, Extent, Key, Lines, Window
 
 POLL_S = 0.1
 TELL_EVERY_S = 1 / 30
@@ -27,70 +27,6 @@ YIELD_S = 0.001
 
 FIRST_BLOCKS = 4
 """So many blocks at a log's beginning tell which processes write into it."""
-
-Key = tuple[int, int, int]
-"""A line's place among all that are shown: its time in ms where logs are merged (else 0), its log, its byte in that."""
-
-END: Key = (1 << 62, 1 << 30, 1 << 62)
-START: Key = (-(1 << 62), -1, -(1 << 62))
-
-
-class LogLine(NamedTuple):
-    """A line, and where it stands."""
-
-    key: Key
-    text: str
-
-    @property
-    def source(self) -> int:
-        """Which of the merged logs it is from."""
-        return self.key[1]
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """How much of the log is known: `lines` are counted, `appended_lines` came since it was opened.
-
-    `is_whole` says that all are counted; `problem` why a file cannot be read, if so. `shown` are the lines that the
-    filter has let pass so far, None without one; `processes` are those that write into the log, as far as is known.
-    """
-
-    lines: int = 0
-    size_bytes: int = 0
-    is_whole: bool = False
-    exists: bool = False
-    problem: str | None = None
-    appended_lines: int = 0
-    shown: int | None = None
-    is_filtering: bool = False
-    matches: int | None = None
-    match: int | None = None
-    is_searching: bool = False
-    is_looking: bool = False
-    processes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Lines around the place asked for last, which is before the one at `focus`, in the order in which they are shown.
-
-    `ask` is the number of that question, `jump` that of the jump that led here; `first` and `last` say that nothing
-    comes before, or after them. `number` is the first line's in its log, from 1, where that is known.
-    `marks` are the places of the first and last line within the log as a whole, from 0 to 1.
-    """
-
-    ask: int
-    jump: int
-    lines: tuple[LogLine, ...]
-    focus: int
-    first: bool
-    last: bool
-    number: int | None
-    marks: tuple[float, float]
-    has_found: bool
-
-
-EMPTY = Window(0, 0, (), 0, first=True, last=True, number=None, marks=(0.0, 1.0), has_found=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +51,7 @@ class LogReader:
         self._on_change = on_change
         self._block_bytes = block_bytes
         self._sources = [LogFile(path, block_bytes) for path in paths]
+        self._lines = Lines(self._sources)
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closed = threading.Event()
@@ -167,11 +104,11 @@ class LogReader:
 
     def jump_to(self, fraction: float) -> int:
         """Go to a part of the way through the log, from 0 to 1; returns the jump's number."""
-        return self._begin_jump(lambda number: self._land(number, self._at_fraction(fraction)))
+        return self._begin_jump(lambda number: self._land(number, self._lines.at_fraction(fraction)))
 
     def jump_to_moment(self, moment: datetime) -> int:
         """Go to the first line of `moment` (with a time zone) or later."""
-        return self._begin_jump(lambda number: self._land(number, self._at_moment(moment)))
+        return self._begin_jump(lambda number: self._land(number, self._lines.at_moment(moment)))
 
     def last_moment(self, tell: Callable[[datetime | None], object]) -> None:
         """Have `tell` called, in the reading thread, with the time of the log's last line."""
@@ -230,7 +167,7 @@ class LogReader:
         """Have `tell` called, in the reading thread, with the shown lines from `low` to `high`, at most so many."""
 
         def order() -> None:
-            lines, _ = self._from(low, most)
+            lines, _ = self._lines.lines_from(low, most, self._filters)
             tell([line.text for line in lines if line.key <= high])
 
         self._order(order, 0)
@@ -326,7 +263,7 @@ class LogReader:
         scans = []
         for number, source in enumerate(self._sources):
             scan = Scan(rule, self._heard, self._block_bytes)
-            scan.feed(source.parts, self._at(number, key))
+            scan.feed(source.parts, self._lines.at(number, key))
             scans.append(scan)
         return scans
 
@@ -364,92 +301,23 @@ class LogReader:
             shown=sum(scan.count for scan in filters) if filters else None,
             is_filtering=not all(scan.is_done for scan in filters),
             matches=sum(scan.count for scan in searches) if searches else None,
-            match=self._rank(self._match) if searches and self._match else None,
+            match=self._lines.rank(self._match, searches) if searches and self._match else None,
             is_searching=not all(scan.is_done for scan in searches),
             is_looking=self._jump is not None,
             processes=tuple(self._processes),
         )
 
-    def _rank(self, key: Key) -> int:
-        pairs = zip(self._sources, self._searches, strict=True)
-        return 1 + sum(source.rank(self._at(n, key), scan) - 1 for n, (source, scan) in enumerate(pairs))
-
     def _windowed(self) -> Window:
-        before, is_first = ([], True) if self._place == START else self._before(self._place, self._around)
-        after, is_last = ([], True) if self._place == END else self._from(self._place, self._around)
+        before, is_first = self._lines.lines_before(self._place, self._around, self._filters)
+        after, is_last = self._lines.lines_from(self._place, self._around, self._filters)
         lines = (*before, *after)
         number = None
         if lines and len(self._sources) == 1 and not self._filters:
             number = self._sources[0].line_number(lines[0].key[2])
-        marks = (self._mark(lines[0].key), self._mark(lines[-1].key)) if lines else (0.0, 1.0)
+        marks = (self._lines.mark(lines[0].key), self._lines.mark(lines[-1].key)) if lines else (0.0, 1.0)
         return Window(
             self._asked, self._jumped, lines, len(before), is_first, is_last, number, marks, self._has_found
         )  # fmt: skip
-
-    def _mark(self, key: Key) -> float:
-        source = self._sources[key[1]]
-        return (key[2] - source.start) / max(1, source.end - source.start)
-
-    def _at(self, number: int, key: Key) -> int:
-        """Return where in one of the logs the lines from `key` on begin."""
-        source = self._sources[number]
-        if key == END:
-            return source.end + 1
-        if key == START:
-            return source.start
-        if len(self._sources) == 1 or number == key[1]:
-            return key[2]
-        # Lines of the same millisecond stand in the order of their logs.
-        return source.place_of(datetime.fromtimestamp((key[0] + (number < key[1])) / 1000, UTC))
-
-    def _from(self, key: Key, most: int) -> tuple[list[LogLine], bool]:
-        found: list[LogLine] = []
-        is_whole = True
-        for number, source in enumerate(self._sources):
-            scan = self._filters[number] if self._filters else None
-            lines, ends = source.lines_from(self._at(number, key), most, scan)
-            found += self._keyed(number, lines, key[0])
-            is_whole &= ends
-        if len(self._sources) > 1:
-            found.sort(key=lambda line: line.key)
-        return found[:most], is_whole and len(found) <= most
-
-    def _before(self, key: Key, most: int) -> tuple[list[LogLine], bool]:
-        found: list[LogLine] = []
-        is_whole = True
-        for number, source in enumerate(self._sources):
-            scan = self._filters[number] if self._filters else None
-            lines, ends = source.lines_before(self._at(number, key), most, scan)
-            found += self._keyed(number, lines, None)
-            is_whole &= ends
-        if len(self._sources) > 1:
-            found.sort(key=lambda line: line.key)
-        return found[-most:], is_whole and len(found) <= most
-
-    def _keyed(self, number: int, lines: list[tuple[int, str]], when: int | None) -> list[LogLine]:
-        """Give lines their keys; where logs are merged, one without a time has that of the line above it."""
-        if len(self._sources) == 1:
-            return [LogLine((0, 0, at), text) for at, text in lines]
-        if when is None or abs(when) == END[0]:
-            first = next((moment for _, text in lines if (moment := stamp_of(text))), None)
-            when = _milliseconds(first) if first else 0
-        keyed = []
-        for at, text in lines:
-            moment = stamp_of(text)
-            when = _milliseconds(moment) if moment else when
-            keyed.append(LogLine((when, number, at), text))
-        return keyed
-
-    def _at_fraction(self, fraction: float) -> Key:
-        biggest = max(self._sources, key=lambda source: source.end - source.start)
-        at = biggest.start + int(fraction * (biggest.end - biggest.start))
-        lines, _ = biggest.lines_from(at, 1)
-        return self._keyed(self._sources.index(biggest), lines, 0)[0].key if lines else END
-
-    def _at_moment(self, moment: datetime) -> Key:
-        if len(self._sources) == 1:
-            return (0, 0, self._sources[0].place_of(moment))
-        return (_milliseconds(moment), -1, 0)
 
     def _end_jump(self) -> None:
         _close(self._hunts)
@@ -468,7 +336,7 @@ class LogReader:
         if not scans:
             self._land(jump.number, None)
         elif jump.to == "error":
-            if found := self._found(scans, jump.key, 1, is_sure=all(scan.has_reached_end for scan in scans)):
+            if found := self._lines.found(scans, jump.key, 1, is_sure=all(scan.has_reached_end for scan in scans)):
                 self._land(jump.number, found)
             elif all(scan.has_reached_end for scan in scans):
                 self._land(jump.number, None)
@@ -481,35 +349,18 @@ class LogReader:
             beyond = (
                 (jump.key[0], jump.key[1], jump.key[2] + jump.direction) if jump.key not in (START, END) else jump.key
             )
-            found = self._found(scans, beyond, 1, is_sure=below)
+            found = self._lines.found(scans, beyond, 1, is_sure=below)
             if not found and below and jump.direction:
-                found = self._found(scans, START, 1, is_sure=done)
+                found = self._lines.found(scans, START, 1, is_sure=done)
             elif not found and below:
-                found = self._found(scans, jump.key, -1, is_sure=done)
+                found = self._lines.found(scans, jump.key, -1, is_sure=done)
         else:
-            found = self._found(scans, jump.key, -1, is_sure=done)
+            found = self._lines.found(scans, jump.key, -1, is_sure=done)
             if not found and done:
-                found = self._found(scans, END, -1, is_sure=done)
+                found = self._lines.found(scans, END, -1, is_sure=done)
         if found or done:
             self._match = found or self._match
             self._land(jump.number, found)
-
-    def _found(self, scans: list[Scan], key: Key, direction: int, *, is_sure: bool) -> Key | None:
-        """Return the nearest line found from `key` on, or before it; in merged logs once all are searched."""
-        found: list[Key] = []
-        for number, (source, scan) in enumerate(zip(self._sources, scans, strict=True)):
-            find = source.find_from if direction > 0 else source.find_before
-            at = find(self._at(number, key), scan)
-            if at is not None:
-                lines, _ = source.lines_from(at, 1)
-                found.append(self._keyed(number, lines, 0)[0].key)
-        if not found or (len(scans) > 1 and not is_sure):
-            return None
-        return min(found) if direction > 0 else max(found)
-
-
-def _milliseconds(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)
 
 
 def _close(*groups: list[Scan]) -> None:

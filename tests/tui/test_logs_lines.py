@@ -10,7 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from backends.logs.text import text_start
-from tui.screens.logs import compiled
+from tui.widgets.log_lines import compiled
 from tui.widgets.log_view_lines import LONGEST_SHOWN, LineStyles, laid_out, rows_of
 from tui.widgets.log_view_rows import moved
 

@@ -16,8 +16,9 @@ import pytest
 
 from backends.errors import UsageError
 from backends.logs.moments import parse_moment
-from backends.logs.reader import END, START, Key, LogLine, LogReader, Window
+from backends.logs.reader import LogReader
 from backends.logs.text import RANKS
+from backends.logs.windows import END, START, Key, LogLine, Window
 
 STAMP = "2026-11-21T12:34:56.789+00:00 "
 DEADLINE_S = 20.0
@@ -463,7 +464,8 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     write(path, numbered(0, 2000))
     code = (
-        "import re, sys, time; from pathlib import Path; from backends.logs.reader import *\n"
+        "import re, sys, time; from pathlib import Path\n"
+        "from backends.logs.reader import LogReader; from backends.logs.windows import START\n"
         "reader = LogReader([Path(sys.argv[1])], lambda: None); reader.open()\n"
         "reader.search(re.compile('line'), (0, ()), START)\n"
         "while not reader.search_pids or not reader.extent.matches: time.sleep(0.01)\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import warnings
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +21,16 @@ from tui.format import fit, moment
 from tui.screens.base import GpuboxScreen
 from tui.themes import Palette, palette
 from tui.widgets.log_chooser import LogChooser
-from tui.widgets.log_lines import beside, extent_text, finding_text, path_text, rule_text, stage_line, standing_text
+from tui.widgets.log_lines import (
+    beside,
+    compiled,
+    empty_text,
+    extent_text,
+    finding_text,
+    path_text,
+    stage_line,
+    standing_text,
+)
 from tui.widgets.log_view import LogView
 
 SEARCH_HINT = "regular expression · small letters match capitals too · Enter · Esc"
@@ -179,7 +187,7 @@ class LogsScreen(GpuboxScreen):
     def _tell(self, server: Server | None) -> None:
         """Say where one is and what there is to see."""
         view = self._view
-        empty = self._why_empty(server, view)
+        empty = empty_text(server, view, self._pinned)
         view.display = not empty
         self.query_one("#empty").display = bool(empty)
         if empty:
@@ -188,29 +196,6 @@ class LogsScreen(GpuboxScreen):
         self.query_one("#head", Static).update(self._head(server, view, width, colours))
         self.query_one("#foot", Static).update(self._foot(view, width, colours))
         self._tell_stage(server)
-
-    def _why_empty(self, server: Server | None, view: LogView) -> Text | None:
-        extent, path = view.extent, view.path
-        if extent.problem:
-            return Text(f"{path} cannot be read: {extent.problem}")
-        if extent.exists and (extent.size_bytes or self._pinned):
-            if view.is_empty and extent.shown == 0 and not extent.is_filtering:
-                return Text(
-                    f"No line of {rule_text(view.rule)} so far.\n\nPress v for another level, Esc to see all lines."
-                )
-            return None if extent.size_bytes else Text("The log is empty so far.")
-        if self._pinned is None and server is None:
-            return Text("There is no server yet, so there is no log.\n\nPress 2, choose a profile and start it.")
-        if self._pinned is None and server is not None and server.foreign is not None:
-            return Text(f"{server.name}: log unknown: it was not started by gpubox, but by hand, as pid {server.pid}.")
-        if path is None:
-            name = server.name if server else "It"
-            return Text(f"{name} has no log yet.\n\nIt gets one once it starts: press 2 to start it.")
-        if extent.exists:
-            return Text("The log is empty so far.")
-        if server is not None and server.is_live and self._pinned is None:
-            return Text("The log's first line is awaited…")
-        return Text(f"This log is not there any more: {path}\n\nPress , for an older start.")
 
     def _head(self, server: Server | None, view: LogView, width: int, colours: Palette) -> Text:
         text = Text(no_wrap=True)
@@ -234,14 +219,14 @@ class LogsScreen(GpuboxScreen):
     def _foot(self, view: LogView, width: int, colours: Palette) -> Text:
         if self._complaint:
             return Text(fit(self._complaint, width), colours.bad)
-        is_live = bool(self.server and self.server.is_live and not self._back and self._pinned is None)
-        status = view.status
+        status, server = view.status, self.server
+        is_live = bool(server and server.is_live and not self._back and self._pinned is None)
         left = standing_text(status, is_live=is_live or bool(self._merged), colours=colours)
         return beside(left, finding_text(status, self._pattern, colours), width)
 
     def _tell_stage(self, server: Server | None) -> None:
         stage = self.query_one("#stage", Static)
-        is_its_own = server is not None and not self._back and self._pinned is None and not self._merged
+        is_its_own = server and not self._back and self._pinned is None and not self._merged
         text = stage_line(server, self.gpubox.now(), palette(self.app)) if server and is_its_own else None
         stage.set_class(text is not None, "-shown")
         if text is not None:
@@ -262,10 +247,10 @@ class LogsScreen(GpuboxScreen):
         if action in ("search", "level", "process", "error", "time"):
             return view is not None and bool(view.paths)
         if action == "end":
+            status = view.status if view else None
+            is_busy = status is not None and (status.is_marking or status.is_looking)
             is_filtered = view is not None and view.rule != (0, ())
-            is_marking = view is not None and view.status.is_marking
-            is_busy = view is not None and view.status.is_looking
-            return bool(self._pattern or self._complaint or is_filtered or is_marking or is_busy or self._is_asking)
+            return bool(self._pattern or self._complaint or is_filtered or is_busy or self._is_asking)
         return super().check_action(action, parameters)
 
     @property
@@ -296,9 +281,8 @@ class LogsScreen(GpuboxScreen):
             if places:
                 self._show_start(places[0])
 
-        count = len(self._starts)
         rows = [
-            f"start {count - number}  {moment(one.at.timestamp())}  {one.path.name}"
+            f"start {len(self._starts) - number}  {moment(one.at.timestamp())}  {one.path.name}"
             for number, one in enumerate(self._starts)
         ]
         self.app.push_screen(LogChooser("Which start's log", rows, at=self._back), chosen)
@@ -325,8 +309,8 @@ class LogsScreen(GpuboxScreen):
 
     def action_process(self) -> None:
         """Choose which processes' lines to show."""
-        level, chosen = self._view.rule
-        names = sorted({*self._view.extent.processes, *chosen})
+        (level, chosen), known = self._view.rule, self._view.extent.processes
+        names = sorted({*known, *chosen})
 
         def take(places: tuple[int, ...] | None) -> None:
             if places is not None:
@@ -414,10 +398,3 @@ class LogsScreen(GpuboxScreen):
         self._complaint = ""
         self.query_one("#search").display = False
         self.set_focus(self._view)
-
-
-def compiled(text: str) -> re.Pattern[str]:
-    """Compile what a person searches for; only a capital letter in it makes capitals matter. Raises re.error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # A FutureWarning would be printed across the screen.
-        return re.compile(text, 0 if re.search(r"(?<!\\)[A-Z]", text) else re.IGNORECASE)

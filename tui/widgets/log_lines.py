@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.text import Text
 
-from backends.logs.reader import Extent
 from backends.logs.text import LEVELS
+from backends.logs.windows import Extent
 from backends.snapshots import Server, ServerState
 from tui.format import MIB, NOTHING, duration, fit, fit_path, memory, percent
 from tui.themes import STATES, Palette
 from tui.widgets.bars import bar
-from tui.widgets.log_view import LogStatus
+from tui.widgets.log_reading import LogStatus, ReadingPane
 
 BAR_CELLS = 16
 PATTERN_CELLS = 24
@@ -87,6 +89,34 @@ def _size(amount_bytes: int) -> str:
     return memory(amount_bytes) if amount_bytes >= MIB else f"{amount_bytes / 1024:.0f} KiB"
 
 
+def empty_text(server: Server | None, view: ReadingPane, pinned: Path | None) -> Text | None:
+    """Say why there is no line to be seen and which key to press; None where there are lines.
+
+    `pinned` is a log that was chosen in place of the server's newest.
+    """
+    extent, path = view.extent, view.path
+    if extent.problem:
+        return Text(f"{path} cannot be read: {extent.problem}")
+    if extent.exists and (extent.size_bytes or pinned):
+        if view.is_empty and extent.shown == 0 and not extent.is_filtering:
+            return Text(
+                f"No line of {rule_text(view.rule)} so far.\n\nPress v for another level, Esc to see all lines."
+            )
+        return None if extent.size_bytes else Text("The log is empty so far.")
+    if pinned is None and server is None:
+        return Text("There is no server yet, so there is no log.\n\nPress 2, choose a profile and start it.")
+    if pinned is None and server is not None and server.foreign is not None:
+        return Text(f"{server.name}: log unknown: it was not started by gpubox, but by hand, as pid {server.pid}.")
+    if path is None:
+        name = server.name if server else "It"
+        return Text(f"{name} has no log yet.\n\nIt gets one once it starts: press 2 to start it.")
+    if extent.exists:
+        return Text("The log is empty so far.")
+    if server is not None and server.is_live and pinned is None:
+        return Text("The log's first line is awaited…")
+    return Text(f"This log is not there any more: {path}\n\nPress , for an older start.")
+
+
 def stage_line(server: Server, now: float, colours: Palette) -> Text | None:
     """Say what a start is doing and for how long, or why it ended; None where the log says it all."""
     sign, _ = STATES[server.state]
@@ -109,3 +139,10 @@ def stage_line(server: Server, now: float, colours: Palette) -> Text | None:
     if stage.detail:
         text.append(f"  {stage.detail}", colours.dim)
     return text
+
+
+def compiled(text: str) -> re.Pattern[str]:
+    """Compile what a person searches for; only a capital letter in it makes capitals matter. Raises re.error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # A FutureWarning would be printed across the screen.
+        return re.compile(text, 0 if re.search(r"(?<!\\)[A-Z]", text) else re.IGNORECASE)

@@ -12,7 +12,7 @@ from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
 
-from backends.logs.reader import EMPTY, Key, LogLine, Window
+from backends.logs.windows import EMPTY, Key, LogLine, Window
 from tui.widgets.log_view_lines import LineStyles
 from tui.widgets.log_view_rows import Rows, moved, strip_of
 
@@ -131,6 +131,10 @@ class LogPane(ScrollView, can_focus=True):
     @property
     def _gutter_cells(self) -> int:
         return GUTTER_CELLS if self._marked else 0
+
+    @property
+    def _is_at_start(self) -> bool:
+        return self._window.first and (self._top, self._row) <= (self._base, 0)
 
     def _line(self, number: int) -> LogLine | None:
         at = number - self._base

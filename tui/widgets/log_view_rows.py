@@ -11,7 +11,7 @@ from rich.text import Text
 from textual.cache import LRUCache
 from textual.strip import Strip
 
-from backends.logs.reader import Key, LogLine
+from backends.logs.windows import Key, LogLine
 from tui.widgets.log_view_lines import LineStyles, laid_out, rows_of
 
 KEPT_LINES = 2048
