@@ -84,8 +84,8 @@ def _too_long(context: int, text: str) -> ChatError:
     asked, prompt = _first(_ASKED_FOR, text), _first(_PROMPT, text)
     message = f"this does not fit into the model's context of {context} tokens"
     if asked is not None and asked > 1 and (prompt is None or prompt < context):
-        room = f"at most {context - prompt} are left" if prompt is not None else "ask for fewer"
-        return ChatError(message, f"{asked} tokens of answer were asked for, {room}: lower max_tokens")
+        room = f", and at most {context - prompt} are left" if prompt is not None else ""
+        return ChatError(message, f"{asked} tokens of answer were asked for{room}: lower max_tokens")
     return ChatError(message, "begin a new chat, edit an earlier question, or raise max_model_len in the profile")
 
 

@@ -195,8 +195,8 @@ async def test_nothing_listening() -> None:
 @pytest.mark.parametrize(
     ("told", "remedy"),
     [
-        (CONTEXT, "100 tokens of answer were asked for, at most 52 are left: lower max_tokens"),
-        (TOO_MANY, "5000 tokens of answer were asked for, ask for fewer: lower max_tokens"),
+        (CONTEXT, "100 tokens of answer were asked for, and at most 52 are left: lower max_tokens"),
+        (TOO_MANY, "5000 tokens of answer were asked for: lower max_tokens"),
         (PROMPT, "begin a new chat, edit an earlier question, or raise max_model_len in the profile"),
     ],
     ids=["both", "answer", "prompt"],

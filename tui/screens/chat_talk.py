@@ -23,7 +23,7 @@ from tui.widgets.chat_input import ChatInput
 from tui.widgets.chat_list import ConversationList
 
 MODE = "chat"
-FRAME_S = 1 / 20
+FRAME_S = 1 / 10
 LIST_CELLS = 160
 """From this width on the list of conversations stands at the side."""
 

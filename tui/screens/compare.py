@@ -21,7 +21,7 @@ from tui.widgets.chat_exchange import ExchangeView
 from tui.widgets.chat_head import ANSWERS, why_not
 from tui.widgets.chat_input import ChatInput
 
-FRAME_S = 1 / 20
+FRAME_S = 1 / 10
 WRITING = "Ask both · Enter sends · Ctrl+J new line · Esc leaves this field"
 READING = "Press Enter to write"
 

@@ -22,8 +22,8 @@ THOUGHT_LINES = 3
 WIDEST_CELLS = 120
 """Longer lines are hard to read."""
 
-FRAME_LETTERS = 1500
-"""What is drawn at a time of an answer that is being written: at 20 frames a second some 7,000 tokens a second."""
+FRAME_LETTERS = 2000
+"""What is drawn at a time of an answer that is being written: at 10 frames a second some 5,000 tokens a second."""
 
 INDENT = "  "
 BAR, MARK = "▌ ", "▶ "
@@ -53,6 +53,7 @@ class ExchangeView(Widget):
         self._below: list[Strip] = []
         self._width = 0
         self._lines = 0
+        self._style = Style()
 
     def on_mount(self) -> None:
         """Draw anew what has colours of its own."""
@@ -105,7 +106,7 @@ class ExchangeView(Widget):
     def _lay_out(self, width: int) -> int:
         colours = palette(self.app)
         if width != self._width:
-            self._width = width
+            self._width, self._style = width, self.rich_style
             self._above = self._drawn_above(width, colours)
             self._below = [Strip([Segment(INDENT), *strip]) for strip in plain_lines(self.foot, width - len(INDENT))]
         if self._answer is None:
@@ -147,7 +148,7 @@ class ExchangeView(Widget):
             chosen = self.screen.get_component_rich_style("screen--selection")
             before, middle, after = strip.divide([begin, end, max(end, strip.cell_length)])
             strip = Strip.join([before, middle.apply_style(chosen), after])
-        style = self.rich_style
+        style = self._style
         return strip.apply_style(style).adjust_cell_length(self.size.width, style).apply_offsets(0, y)
 
     def _line(self, y: int) -> Strip:

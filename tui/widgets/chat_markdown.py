@@ -16,12 +16,15 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markdown import Heading, Markdown, MarkdownElement
+from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 from textual.strip import Strip
 
 from tui.themes import Palette
+
+Line = list[Segment]
 
 PART_LINES = 20
 """Lines of a code block or table that are finished at a time."""
@@ -66,8 +69,9 @@ class MarkdownLines:
         )
         self._width = 0
         self._rest = ""
-        self._done: list[Strip] = []
-        self._open: list[Strip] = []
+        # Not strips: each has seven caches of its own, and thousands of them would keep the garbage collector busy.
+        self._done: list[Line] = []
+        self._open: list[Line] = []
         self._goes_on = False
         self._is_stale = False
 
@@ -90,7 +94,7 @@ class MarkdownLines:
     def line(self, number: int) -> Strip:
         """Return a line as of the last layout."""
         done = len(self._done)
-        return self._done[number] if number < done else self._open[number - done]
+        return Strip(self._done[number] if number < done else self._open[number - done])
 
     def _advance(self) -> None:
         self._open = []
@@ -111,11 +115,11 @@ class MarkdownLines:
                 self._open = self._gap() + self._laid_out(last, self._rest)
                 return
 
-    def _gap(self) -> list[Strip]:
-        return [Strip([])] if self._done and not self._goes_on else []
+    def _gap(self) -> list[Line]:
+        return [[]] if self._done and not self._goes_on else []
 
-    def _finish(self, strips: list[Strip], *, goes_on: bool) -> None:
-        self._done += self._gap() + strips
+    def _finish(self, lines: list[Line], *, goes_on: bool) -> None:
+        self._done += self._gap() + lines
         self._goes_on = goes_on
 
     def _finish_part(self, block: Token, lines: list[str], tokens: list[Token]) -> bool:
@@ -128,10 +132,10 @@ class MarkdownLines:
             part = lines[:end]
             self._rest = "".join(lines[:head] + lines[end:])
             if block.type == "fence":
-                strips = self._code("".join(part[head:]), block.info)
+                finished = self._code("".join(part[head:]), block.info)
             else:
-                strips = self._strips(_Block("".join(part)))
-            self._finish(strips, goes_on=True)
+                finished = self._lines(_Block("".join(part)))
+            self._finish(finished, goes_on=True)
             return True
         if block.type not in ("bullet_list_open", "ordered_list_open"):
             return False
@@ -145,14 +149,14 @@ class MarkdownLines:
             # Many write '1.' before each item: in a list of its own the last one needs its number.
             number = int(block.attrs.get("start", 1)) + len(items) - 1
             rest = _NUMBER.sub(rf"\g<1>{number}", rest, count=1)
-        self._finish(self._strips(_Block("".join(lines[:begin]))), goes_on=True)
+        self._finish(self._lines(_Block("".join(lines[:begin]))), goes_on=True)
         self._rest = rest
         return True
 
-    def _laid_out(self, block: Token, text: str) -> list[Strip]:
-        return self._code(block.content, block.info) if block.type == "fence" else self._strips(_Block(text))
+    def _laid_out(self, block: Token, text: str) -> list[Line]:
+        return self._code(block.content, block.info) if block.type == "fence" else self._lines(_Block(text))
 
-    def _code(self, code: str, info: str) -> list[Strip]:
+    def _code(self, code: str, info: str) -> list[Line]:
         language = info.split()[0] if info.split() else "text"
         syntax = Syntax(
             code.rstrip("\n"),
@@ -162,16 +166,20 @@ class MarkdownLines:
             word_wrap=True,
             padding=(0, 1),
         )
-        return self._strips(syntax, trimmed=False)
+        return self._lines(syntax, trimmed=False)
 
-    def _strips(self, renderable: RenderableType, *, trimmed: bool = True) -> list[Strip]:
+    def _lines(self, renderable: RenderableType, *, trimmed: bool = True) -> list[Line]:
         options = self._console.options.update(width=self._width, height=None)
-        strips = [Strip(line) for line in self._console.render_lines(renderable, options, pad=False)]
-        while trimmed and strips and not strips[-1].text.strip():
-            strips.pop()
-        while trimmed and strips and not strips[0].text.strip():
-            del strips[0]
-        return strips
+        lines = self._console.render_lines(renderable, options, pad=False)
+        while trimmed and lines and _is_blank(lines[-1]):
+            lines.pop()
+        while trimmed and lines and _is_blank(lines[0]):
+            del lines[0]
+        return lines
+
+
+def _is_blank(line: Line) -> bool:
+    return not any(segment.text.strip() for segment in line)
 
 
 def _first_line(token: Token) -> int:
