@@ -154,9 +154,7 @@ class GpuboxApp(ServerActions):
         self.run_worker(follow(self.link, self.post_message, self.now), name="keeper", exclusive=True)
         if self.launch is not None:
             self.switch_mode("servers")
-        problems = [*self.settings.problems, *self._theme_problems(), *self._take_keys()]
-        # A notice given before the first screen is there would not be seen.
-        self.call_after_refresh(self._complain_of, problems)
+        self._complain_of([*self.settings.problems, *self._theme_problems(), *self._take_keys()])
 
     def _theme_problems(self) -> list[ProfileProblem]:
         wanted = self.settings.screen.theme

@@ -101,7 +101,7 @@ async def test_a_broken_config_opens_the_app_with_one_notice(tmp_path: Path) -> 
     path = tmp_path / "config.toml"
     path.write_text('[screen]\nbel = true\n[keys]\nserver.stop = "q"\nserver.restrat = "y"\n')
     app = GpuboxApp(FakeLink(), clock=lambda: NOW, settings=read_settings(path))
-    async with app.run_test(size=(120, 40)) as pilot:
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
         await until(pilot, lambda: "3 settings not used" in shown(pilot), "the notice")
         (notice,) = app._notifications
         assert "config.toml:2: screen.bel: no such key; did you mean bell?" in notice.message

@@ -28,7 +28,7 @@ from tests.tui.link import NOW, until
 from tui.app import GpuboxApp
 from tui.bindings import own_bindings
 
-SIZE = (120, 36)
+SIZE = (80, 24)
 PRELUDES = ((), ("down",), ("up",), ("end",), ("home",), ("right",))
 """Where a key does nothing (up, on the first row), it is tried again from elsewhere."""
 
@@ -99,6 +99,7 @@ class Place:
         self._standing: set[Worker[Any]] = {one for one in app.workers if one.name == "keeper"}
         self.pressed: set[str] = set()
         self.tries_app = False
+        self.has_servers = bool(app.servers)
         self.is_untouched = False
 
     @property
@@ -198,13 +199,17 @@ class Place:
         self._way, self._stack = way, tuple(app.screen_stack)
 
     def offered(self) -> dict[str, ActiveBinding]:
-        """The keys of ours that are offered now; those of the app itself are looked at on the first screen only."""
+        """The keys of ours that are offered now; those of the app itself are looked at on the first screen only.
+
+        A key without a description (j, k) is shown nowhere: where there are no rows it may do nothing.
+        """
         return {
             key: active
             for key, active in self.screen.active_bindings.items()
             if active.enabled
             and active.binding in own_bindings(type(active.node))
             and (active.node is not self.app or self.tries_app)
+            and (active.binding.description or self.has_servers)
         }
 
     async def try_key(self, key: str, name: str, way: Way, focus: Widget | None, there: tuple[str, ...]) -> str | None:
@@ -274,7 +279,7 @@ async def opened(state: str, mode: str, store: Store, folder: Path) -> AsyncIter
         yield place
 
 
-async def walk(place: Place, seen_sheets: set[tuple[str, str]], state: str) -> list[str]:
+async def walk(place: Place, seen_sheets: set[str], state: str) -> list[str]:
     """Press every key that is offered on a screen and on the sheets it leads to; returns those that did nothing."""
     idle: list[str] = []
     ways: deque[Way] = deque([()])
@@ -304,8 +309,8 @@ async def walk(place: Place, seen_sheets: set[tuple[str, str]], state: str) -> l
                     sheet = await place.try_key(key, name, way, focus, there)
                     if sheet is None:
                         idle.append(f"{state}, {title}{f' on {focus!r}' if focus else ''}: {key} ({name}) does nothing")
-                    elif sheet and (state, sheet) not in seen_sheets:
-                        seen_sheets.add((state, sheet))
+                    elif sheet and sheet not in seen_sheets:
+                        seen_sheets.add(sheet)
                         ways.append((*way, (None if way else focus, (*there, key))))
     return idle
 
