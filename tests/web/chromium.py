@@ -29,7 +29,12 @@ READ_SCREEN = """
   for (let i = 0; i < b.length; i++) lines.push(b.getLine(i).translateToString(true));
   return lines.join('\\n'); })()
 """
-NAMED = {"enter": ("Enter", 13, "\r"), "escape": ("Escape", 27, ""), "down": ("ArrowDown", 40, "")}
+NAMED = {
+    "f2": ("F2", 113, ""),
+    "enter": ("Enter", 13, "\r"),
+    "escape": ("Escape", 27, ""),
+    "down": ("ArrowDown", 40, ""),
+}
 
 
 class Page:
