@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 GARBAGE = (50_000, 20, 20)
-"""When the collector looks (gc.set_threshold): one large screen takes 10,000 objects, by default 14 looks for nothing."""
+"""When the collector looks (gc.set_threshold): one large screen takes 10,000 objects, 14 looks by default."""
 
 
 class _Later:
