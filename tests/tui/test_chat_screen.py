@@ -298,3 +298,13 @@ def test_opening_the_screen_does_not_import_the_client(module: str) -> None:
     code = f"import sys, tui.screens.chat; sys.exit({module!r} in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("key", "mode"), [("f1", "box"), ("f6", "runs"), ("f7", "profiles")])
+async def test_f_keys_show_modes_while_a_question_is_written(key: str, mode: str) -> None:
+    async with chatting(greet) as chat:
+        await chat.press(*"half", key)
+        await chat.until(lambda: chat.app.current_mode == mode, mode)
+        await chat.press("f4")
+        await chat.until(lambda: chat.app.focused is chat.field, "the field")
+        assert chat.field.text == "half"
