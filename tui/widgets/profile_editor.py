@@ -76,8 +76,12 @@ class ProfileEditor(TextArea):
     async def on_key(self, event: events.Key) -> None:
         """Complete in the order in which keys come: a binding would be overtaken by what is typed right after."""
         if event.key == "tab" and not self.read_only:
-            event.prevent_default().stop()
             self.action_complete()
+        elif event.key in ("ctrl+home", "ctrl+end"):
+            self.move_cursor((0, 0) if event.key == "ctrl+home" else self.document.end)
+        else:
+            return
+        event.prevent_default().stop()
 
     def action_complete(self) -> None:
         """Take what is offered after the cursor, or indent."""

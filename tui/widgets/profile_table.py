@@ -59,7 +59,7 @@ class ProfileTable(LiveTable):
 
 def _names(profiles: Sequence[ProfileRow], width: int, colours: Palette) -> Shown:
     columns = (Column("Profile", width - 4 - 7 - 2 * GAP - 1), Column("GPUs", 4, "right"), Column("From", 7))
-    rows = {}
+    rows: dict[str, tuple[Text, ...]] = {}
     for profile in profiles:
         sign, colour = ("", colours.text) if profile.problem is None else ("✗ ", colours.bad)
         name = Text(sign + profile.name, style=f"bold {colour}")
