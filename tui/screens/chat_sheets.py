@@ -71,9 +71,9 @@ class ServerScreen(ModalScreen[str | None]):
 
     DEFAULT_CSS = SHEET_CSS.format("ServerScreen")
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q", "dismiss", "Leave it", id="choice.leave", tooltip="Choose none"),
-        Binding("j", "app.simulate_key('down')", show=False, id="choice.down"),
-        Binding("k", "app.simulate_key('up')", show=False, id="choice.up"),
+        Binding("escape,q", "dismiss", "Leave it", id="second.leave", tooltip="Choose none"),
+        Binding("j", "app.simulate_key('down')", show=False, id="second.down"),
+        Binding("k", "app.simulate_key('up')", show=False, id="second.up"),
     ]
 
     def __init__(self, title: str, servers: Sequence[tuple[str, str]]) -> None:
