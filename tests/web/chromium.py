@@ -19,7 +19,7 @@ PATIENCE_S = 30.0
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CATCH_TERMINAL = """
 Object.defineProperty(Object.prototype, 'terminal', {configurable: true, set(value) {
-  if (value && value.loadAddon && value.buffer !== undefined || value && value.loadAddon) window.caught = value;
+  if (value && value.loadAddon) window.caught = value;
   Object.defineProperty(this, 'terminal', {value, writable: true, configurable: true, enumerable: true});
 }});
 """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tui.web.gate import WINDOW_S, WRONG_TRIES, Gate, TooManyTriesError
@@ -73,3 +76,9 @@ def test_hosts_that_a_foreign_page_could_have_bent_here(host: str | None) -> Non
 )
 def test_only_the_very_page_opens_a_socket(origin: str | None, is_ours: bool) -> None:
     assert Gate.admits_origin(origin, "localhost:4787") is is_ours
+
+
+def test_commands_pay_for_no_web_server_and_the_web_server_for_no_screen() -> None:
+    code = "import sys, tui.cli, tui.headless.web; assert 'aiohttp' not in sys.modules"
+    code += "; import tui.web.server; assert 'textual' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -30,12 +30,10 @@ async def test_start_chat_and_stop_in_a_browser(open_web: Callable[..., Web], we
         await second.press("2")
         await second.until("aaa", "ready")
         await first.press("4")
-        await first.until("aaa", "Chat")
+        await first.until("Enter sends")
         await first.press(*"hello", "enter")
         await first.until("You asked: hello")
         await second.press("x")
-        await second.until("Stop")
-        await second.press("enter")
         await first.press("f2")
         await first.until("aaa", "stopped")
     assert web.end() == 0
@@ -43,8 +41,6 @@ async def test_start_chat_and_stop_in_a_browser(open_web: Callable[..., Web], we
 
 async def start(page: Page) -> None:
     await page.press("2")
-    await page.until("aaa", "Profile")
-    await page.press("enter")
-    await page.until("--port")
-    await page.press("enter")
-    await page.until("ready")
+    await page.until("No server yet", "aaa")
+    await page.press("s")
+    await page.until("ready", "endpoint")
