@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import re
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.text import Text
@@ -13,12 +14,16 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
+from textual.suggester import Suggester
 from textual.widgets import DataTable, Footer, Input, Label, Static
 
 from backends.errors import GpuboxError, UsageError
-from backends.snapshots import Box, Gpu, GpuProcess, Missing, Owner, Snapshot, StartRequest
+from backends.snapshots import Box, Gpu, GpuProcess, Missing, Owner, Server, Snapshot, StartRequest
+from profiles.arguments import lint
+from profiles.drafts import argument_names, completion
+from profiles.schema import NAME
 from tui.format import fit, gib, indices, plural, short_gpu_name, shown
-from tui.launching import Launchable, LaunchIntent
+from tui.launching import Launchable, LaunchIntent, fit_of, memory_state
 from tui.themes import MEMORY_LEVELS, Palette, palette
 from tui.widgets.bars import bar
 from tui.widgets.fit_bar import FitBar
@@ -26,14 +31,27 @@ from tui.widgets.gpu_table import memory_ratio
 from tui.widgets.live_table import GAP, Column, LiveTable
 
 if TYPE_CHECKING:
-    from backends.fit.estimate import Fit
     from tui.app import GpuboxApp
 
 SHEET_CELLS = 100
 SHORT_ROWS = 30
 """A lower terminal has less room for the command."""
-MEMORY_STEP_BYTES = 256 << 20
-"""Whether it fits is reckoned anew when a GPU's free memory has changed by so much."""
+_ENVIRON = re.compile(r"[A-Z][A-Z0-9_]*=")
+"""A setting whose name is in capitals is an environment variable: engines' arguments never are."""
+
+
+class SettingSuggester(Suggester):
+    """Completes the name of an engine's argument in the last word that is typed."""
+
+    def __init__(self, engine: str) -> None:
+        super().__init__(use_cache=False, case_sensitive=True)
+        self._known = argument_names(engine)
+
+    async def get_suggestion(self, value: str) -> str | None:
+        """Return the text with its last name completed."""
+        word = value.rpartition(" ")[2]
+        rest = "" if "=" in word else completion(word.lstrip("-").replace("-", "_"), self._known)
+        return f"{value}{rest}=" if rest else None
 
 
 class GpuPicker(LiveTable):
@@ -63,6 +81,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         self._ticked: set[str] = set()
         self._rest = "cpu" if launchable.profile.gpus == "cpu" else "auto"
         self._reckoned: object = None
+        self._servers: tuple[Server, ...] = ()
 
     @property
     def gpubox(self) -> GpuboxApp:
@@ -79,10 +98,17 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             yield FitBar()
             with Horizontal(classes="field"):
                 yield Label("Port")
-                yield Input(placeholder=str(self._launchable.profile.port), id="port", compact=True)
+                yield Input(id="port", compact=True)
             with Horizontal(classes="field"):
                 yield Label("Set")
-                yield Input(placeholder="max_model_len=4096 gpu_memory_utilization=0.8 …", id="sets", compact=True)
+                yield Input(
+                    placeholder="max_model_len=4096 NCCL_DEBUG=INFO …",
+                    id="sets",
+                    compact=True,
+                    suggester=SettingSuggester(self._launchable.profile.engine),
+                )
+                yield Label("Name", classes="second")
+                yield Input(id="name", compact=True)
             with VerticalScroll(id="run", can_focus=False):
                 yield Static(id="command")
         yield Footer()
@@ -90,6 +116,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
     def on_mount(self) -> None:
         """Follow the box's memory while the sheet is open."""
         picker = self.query_one(GpuPicker)
+        self._servers = self.gpubox.servers
         picker.display = bool(self._gpus)
         if not self._gpus:
             self._rest = "cpu"
@@ -118,6 +145,9 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
     def _follow(self) -> None:
         colours, width = palette(self.app), self._width
         profile = self._launchable.profile
+        self._servers = tuple(server for server in self.gpubox.servers if server.is_live)
+        self.query_one("#port", Input).placeholder = self._default_port()[1]
+        self.query_one("#name", Input).placeholder = self._default_name() or profile.name
         needs = "no GPU" if profile.gpus == "cpu" else plural(profile.gpus, "GPU")
         what = Text(f"{profile.engine} · {profile.model} · needs {needs}", style=colours.dim)
         what.truncate(width, overflow="ellipsis")
@@ -172,7 +202,9 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         try:
             intent = self._intent()
             needed = self._launchable.needed(intent)
-            command.update(Text("$ " + self._launchable.command(intent), style=colours.text))
+            lines = [Text(f"▲ {one}", style=colours.warn) for one in self._warnings(intent)]
+            lines.append(Text("$ " + self._launchable.command(intent), style=colours.text))
+            command.update(Text("\n").join(lines))
         except GpuboxError as problem:
             command.update(Text(f"✗ {problem.message}\n{problem.hint}".rstrip(), style=colours.bad))
             return
@@ -192,29 +224,68 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
                 f"tick {plural(needed, 'GPU')} to see whether it fits", self._width, palette(self.app)
             )
             return
-        memory = tuple((gpu.uuid, self._why_not(gpu), _steps(gpu.memory_free_bytes)) for gpu in self._gpus)
+        held = tuple((gpu.uuid, self._why_not(gpu)) for gpu in self._gpus)
+        memory = (held, memory_state(snapshot.box))
         if (state := (chosen, intent.sets, memory)) != self._reckoned:
             self._reckoned = state
             self.run_worker(self._reckon(intent, chosen, snapshot.box), name="fit", group="fit", exclusive=True)
 
     async def _reckon(self, intent: LaunchIntent, chosen: tuple[str, ...], box: Box) -> None:
-        try:
-            told = await asyncio.to_thread(_fit, self._launchable, intent, chosen, box)
-        except GpuboxError as problem:
-            told = problem.message
+        profile, _ = self._launchable.merged(intent)
+        told = await asyncio.to_thread(fit_of, profile, box, chosen)
         self.query_one(FitBar).show(told, self._width, palette(self.app))
 
     def _intent(self) -> LaunchIntent:
-        port_text = self.query_one("#port", Input).value.strip()
-        sets_text = self.query_one("#sets", Input).value
-        if port_text and port_text != "auto" and not (port_text.isdecimal() and 0 < int(port_text) < 65536):
-            raise UsageError(f"{port_text!r} is not a port", "a number of 1–65535, or auto")
-        try:
-            sets = tuple(shlex.split(sets_text))
-        except ValueError as problem:
-            raise UsageError(f"the settings cannot be read: {problem}", "KEY=VALUE, quotes around spaces") from None
-        port = None if not port_text else 0 if port_text == "auto" else int(port_text)
-        return LaunchIntent(self._launchable.profile.name, gpus=self._chosen(), port=port, sets=sets)
+        """Return what is asked for as typed; raises UsageError where it cannot be."""
+        name = self.query_one("#name", Input).value.strip()
+        if holder := next((one for one in self._servers if one.name == (name or self._default_name())), None):
+            raise UsageError(f"{holder.name} is there already: {holder.state.value}", "choose another name")
+        if name and not NAME.fullmatch(name):
+            raise UsageError(f"{name!r} cannot be a server's name", "use a-z, 0-9, '.', '_' and '-'")
+        words = _words(self.query_one("#sets", Input).value)
+        return LaunchIntent(
+            self._launchable.profile.name,
+            gpus=self._chosen(),
+            port=self._port(self.query_one("#port", Input).value.strip()),
+            sets=tuple(word for word in words if not _ENVIRON.match(word)),
+            envs=tuple(word for word in words if _ENVIRON.match(word)),
+            name=name or self._default_name(),
+        )
+
+    def _port(self, text: str) -> int | None:
+        """Return the port to ask for: None for the profile's own, 0 for any free one."""
+        if text == "auto":
+            return 0
+        if not text:
+            return self._default_port()[0]
+        if not (text.isdecimal() and 0 < int(text) < 65536):
+            raise UsageError(f"{text!r} is not a port", "a number of 1–65535, or auto")
+        if holder := next((one for one in self._servers if one.port == int(text)), None):
+            raise UsageError(f"port {text} is taken by {holder.name}", "another number, or auto")
+        return int(text)
+
+    def _default_port(self) -> tuple[int | None, str]:
+        """Return the port where none is typed, and what to say of it: the profile's own, unless a server has it."""
+        port = self._launchable.profile.port
+        holder = next((one for one in self._servers if one.port == port), None)
+        return (None, str(port)) if holder is None else (0, f"auto ({port} is {holder.name}'s)")
+
+    def _default_name(self) -> str | None:
+        """Return the server's name where none is typed: None for the profile's, unless a live server has it."""
+        taken, name = {one.name for one in self._servers}, self._launchable.profile.name
+        if name not in taken:
+            return None
+        return next(f"{name[:60]}-{n}" for n in range(2, len(taken) + 3) if f"{name[:60]}-{n}" not in taken)
+
+    def _warnings(self, intent: LaunchIntent) -> Sequence[str]:
+        """Return what looks wrong among the settings as typed, with what may have been meant."""
+        typed = {word.partition("=")[0].strip("- ").replace("-", "_").partition(".")[0] for word in intent.sets}
+        found = lint(self._launchable.merged(intent)[0])
+        return [
+            f"{one.where.removeprefix('args.')}: {one.message}; {one.suggestion}"
+            for one in found
+            if one.where.removeprefix("args.") in typed
+        ]
 
     @on(DataTable.RowSelected)
     def action_tick(self) -> None:
@@ -244,17 +315,11 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             self.gpubox.complain(problem)
 
 
-def _fit(launchable: Launchable, intent: LaunchIntent, chosen: tuple[str, ...], box: Box) -> Fit | str:
-    """Reckon how a launch fits; reads the model's headers, so not for the UI's own thread."""
-    from backends.fit.checkpoint import read_checkpoint
-    from backends.fit.choices import fit_here
-
-    profile, _ = launchable.merged(intent)
-    return fit_here(profile, box, chosen, os.environ, read_checkpoint(profile, os.environ))
-
-
-def _steps(free_bytes: int | Missing) -> int | None:
-    return None if isinstance(free_bytes, Missing) else free_bytes // MEMORY_STEP_BYTES
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as problem:
+        raise UsageError(f"the settings cannot be read: {problem}", "KEY=VALUE, quotes around spaces") from None
 
 
 def chosen_line(chosen: tuple[str, ...], needed: int, has_gpus: bool, colours: Palette) -> Text:
