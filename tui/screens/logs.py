@@ -88,6 +88,7 @@ class LogsScreen(GpuboxScreen):
         self._pattern = ""
         self._complaint = ""
         self._asks_time = False
+        self._said: dict[str, Text] = {}
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
@@ -103,7 +104,7 @@ class LogsScreen(GpuboxScreen):
         return self.query_one(LogView)
 
     def on_mount(self) -> None:
-        """Show nothing as long as nothing is known; keep the time in a stage running."""
+        """Show nothing as long as nothing is known; keep a stage's time running."""
         self._view.display = self.query_one("#search").display = False
         self.set_interval(1.0, self._tick)
 
@@ -193,8 +194,11 @@ class LogsScreen(GpuboxScreen):
         if empty:
             self.query_one("#empty", Static).update(empty)
         width, colours = self.app.size.width - 2, palette(self.app)
-        self.query_one("#head", Static).update(self._head(server, view, width, colours))
-        self.query_one("#foot", Static).update(self._foot(view, width, colours))
+        head, foot = self._head(server, view, width, colours), self._foot(view, width, colours)
+        for part, text in (("#head", head), ("#foot", foot)):
+            if self._said.get(part) != text:  # Thirty times a second, while a log is written quickly.
+                self._said[part] = text
+                self.query_one(part, Static).update(text, layout=False)
         self._tell_stage(server)
 
     def _head(self, server: Server | None, view: LogView, width: int, colours: Palette) -> Text:
@@ -277,15 +281,12 @@ class LogsScreen(GpuboxScreen):
     def action_starts(self) -> None:
         """Choose one of the server's starts."""
 
-        def chosen(places: tuple[int, ...] | None) -> None:
-            if places:
-                self._show_start(places[0])
-
         rows = [
             f"start {len(self._starts) - number}  {moment(one.at.timestamp())}  {one.path.name}"
             for number, one in enumerate(self._starts)
         ]
-        self.app.push_screen(LogChooser("Which start's log", rows, at=self._back), chosen)
+        sheet = LogChooser("Which start's log", rows, at=self._back)
+        self.app.push_screen(sheet, lambda places: self._show_start(places[0]) if places else None)
 
     def action_merge(self) -> None:
         """Choose whose logs to show as one."""
@@ -304,8 +305,8 @@ class LogsScreen(GpuboxScreen):
 
     def action_level(self) -> None:
         """Show only lines from the next level on, or all again."""
-        level, processes = self._view.rule
-        self._filter((max(level, 1) + 1) if level < len(LEVELS) else 0, processes)
+        level, names = self._view.rule
+        self._filter((max(level, 1) + 1) if level < len(LEVELS) else 0, names)
 
     def action_process(self) -> None:
         """Choose which processes' lines to show."""
@@ -332,7 +333,6 @@ class LogsScreen(GpuboxScreen):
 
     def action_error(self) -> None:
         """Go to the first error, from there to the next."""
-        self._complaint = ""
         self._view.first_error()
 
     def action_search(self) -> None:
