@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Mapping
 
-from backends.snapshots import Gpu, Metrics, Missing, Series
+from backends.snapshots import Gpu, Latency, Metrics, Missing, Series
 
 
 class SeriesStore:
@@ -92,18 +92,15 @@ def server_figures(metrics: Metrics | Missing) -> dict[str, float | None]:
     """Return the figures of `metrics` that are drawn over time; none, hence a gap in each, where it is Missing."""
     if isinstance(metrics, Missing):
         return {}
-    ttft, itl, e2e = (None if isinstance(one, Missing) else one for one in (metrics.ttft, metrics.itl, metrics.e2e))
     return {
         "kv_cache_usage": _number(metrics.kv_cache_usage),
         "running": _number(metrics.running),
         "waiting": _number(metrics.waiting),
         "prompt_tokens_per_s": _number(metrics.prompt_tokens_per_s),
         "generation_tokens_per_s": _number(metrics.generation_tokens_per_s),
-        "ttft_p50_s": ttft.p50_s if ttft else None,
-        "ttft_p99_s": ttft.p99_s if ttft else None,
-        "itl_p50_s": itl.p50_s if itl else None,
-        "itl_p99_s": itl.p99_s if itl else None,
-        "e2e_p50_s": e2e.p50_s if e2e else None,
+        **_latency("ttft", metrics.ttft),
+        **_latency("itl", metrics.itl),
+        **_latency("e2e", metrics.e2e),
         "prefix_cache_hit_rate": _number(metrics.prefix_cache_hit_rate),
         "preemptions_total": _number(metrics.preemptions_total),
     }
@@ -116,6 +113,16 @@ def gpu_figures(gpu: Gpu) -> dict[str, float | None]:
         "utilization": _number(gpu.utilization),
         "power_w": _number(gpu.power_w),
         "temperature_c": _number(gpu.temperature_c),
+    }
+
+
+def _latency(name: str, latency: Latency | Missing) -> dict[str, float | None]:
+    """Return the p50, the p99, and the mean, which alone is exact where they lie in the first bucket."""
+    known = None if isinstance(latency, Missing) else latency
+    return {
+        f"{name}_p50_s": known.p50_s if known else None,
+        f"{name}_p99_s": known.p99_s if known else None,
+        f"{name}_mean_s": known.mean_s if known else None,
     }
 
 

@@ -13,11 +13,16 @@ from textual.widgets import Static
 
 from backends.errors import KeeperError
 from backends.simulation import SimulatedKeeper
-from backends.snapshots import Metrics, Missing, Series, Server, ServerState, Snapshot, SnapshotUpdate, Update
+from backends.snapshots import Event, Metrics, Missing, Series, Server, ServerState, Snapshot, SnapshotUpdate, Update
 from tui.app import GpuboxApp
-from tui.widgets.metric_tile import MetricTile
+from tui.explain import EXPLANATIONS
+from tui.screens.explain import ExplainScreen
+from tui.screens.metrics import MetricsScreen
+from tui.widgets.metric_chart import MetricChart
+from tui.widgets.metric_readings import METRICS
 
 NOW = 1_795_264_500.0
+MACHINE = ("GPU memory", "GPU utilization", "GPU power", "CPU of the box", "Memory of the box")
 
 
 class StillKeeper(SimulatedKeeper):
@@ -68,8 +73,9 @@ class Screen:
     @property
     def tiles(self) -> dict[str, str]:
         """What is drawn, by the tiles' titles."""
-        drawn = [tile.render().plain.splitlines() for tile in self.app.screen.query(MetricTile)]
-        return {lines[0].strip("─ ").split(" · ")[0]: "\n".join(lines) for lines in drawn if lines[0].strip("─ ")}
+        drawn = [chart.text.splitlines() for chart in self.app.screen.query(MetricChart) if chart.text.strip()]
+        titles = (*(metric.title for metric in METRICS), *MACHINE)
+        return {title: "\n".join(lines) for lines in drawn for title in titles if lines[0][2:].startswith(title)}
 
     def tile(self, title: str) -> str:
         return self.tiles.get(title, "")
@@ -95,12 +101,12 @@ async def test_every_figure_has_its_tile_and_all_are_in_view(size: tuple[int, in
     app = GpuboxApp(StillKeeper(servers()[0]), clock=lambda: NOW)
     async with app.run_test(size=size) as pilot:
         screen = await opened(pilot)
-        await screen.until(lambda: len(screen.tiles) == 11, "nine figures and two GPUs")
-        tiles = list(app.screen.query(MetricTile))
+        await screen.until(lambda: len(screen.tiles) == 12, "nine figures and three of its GPUs")
+        tiles = list(app.screen.query(MetricChart))
         await screen.until(lambda: len({tile.region.x for tile in tiles}) == columns, "the columns")
         assert max(tile.region.bottom for tile in tiles) < size[1]
         assert min(tile.size.height for tile in tiles) >= 3
-        for title in ("KV cache usage", "Requests", "TTFT", "ITL", "Preemptions", "GPU 0", "GPU 1"):
+        for title in ("KV cache usage", "Requests", "TTFT", "ITL", "Preemptions", "GPU memory", "GPU power"):
             assert title in screen.tiles
 
 
@@ -110,7 +116,7 @@ async def test_history_comes_from_the_keeper_and_goes_on_with_each_reading() -> 
     app = GpuboxApp(keeper, clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
-        await screen.until(lambda: screen.tile("KV cache usage").splitlines()[-1:] == ["█" * 37 + "▄"], "its hour")
+        await screen.until(lambda: screen.tile("KV cache usage").splitlines()[-1:] == ["   0%┤" + "█" * 31], "its hour")
         assert set(keeper.asked) == {server.name, *server.gpus}
         asked = len(keeper.asked)
         keeper.tell(with_usage(server, 0.92, NOW + 1))
@@ -122,7 +128,7 @@ async def test_without_a_history_the_charts_begin_now() -> None:
     app = GpuboxApp(StillKeeper(with_usage(servers()[0], 0.25), refuses=True), clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
-        await screen.until(lambda: screen.tile("KV cache usage").endswith(" ▂"), "one column")
+        await screen.until(lambda: screen.tile("KV cache usage").endswith(" ▄"), "one column")
 
 
 async def test_what_is_missing_is_said_once_for_all_or_in_its_tile() -> None:
@@ -132,7 +138,7 @@ async def test_what_is_missing_is_said_once_for_all_or_in_its_tile() -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
         await screen.until(lambda: "· not told by [t" in screen.tile("KV cache usage"), "the reason")
-        assert screen.tile("KV cache usage").splitlines()[1].strip() == "–"
+        assert "KV cache usage – · not" in screen.tile("KV cache usage")
         assert "–" not in screen.tile("Requests")
         keeper.tell(replace(server, metrics=Missing("not running"), state=ServerState.STOPPED))
         await screen.until(lambda: "no figures: not running" in screen.said("#head"), "the reason for all")
@@ -146,21 +152,23 @@ async def test_other_servers_windows_and_nothing_at_all() -> None:
     app = GpuboxApp(keeper, clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
-        await screen.until(lambda: "GPU 1" in screen.tiles, "the first server's GPUs")
+        await screen.until(lambda: "of 2 GPUs" in screen.tile("GPU power"), "the first server's GPUs")
         assert "last 5 min" in screen.said("#head")
         await pilot.press("m")
         assert "last 15 min" in screen.said("#head")
         await pilot.press("m", "m")
+        assert "last 1 min" in screen.said("#head")
+        await pilot.press("m")
         assert "last 5 min" in screen.said("#head")
         await pilot.press("right_square_bracket")
-        await screen.until(lambda: "GPU 2" in screen.tiles and "GPU 1" not in screen.tiles, "the other's GPU")
+        await screen.until(lambda: "of 2 GPUs" not in screen.tile("GPU power"), "the other's GPU")
         assert two[1].name in screen.said("#head")
         keeper.tell(replace(two[1], gpus=(), gpu_indices=()))
-        await screen.until(lambda: "CPU and memory of the box" in screen.tiles, "the CPU")
+        await screen.until(lambda: "CPU of the box" in screen.tiles, "the CPU")
         assert not [title for title in screen.tiles if title.startswith("GPU")]
         keeper.tell()
         await screen.until(lambda: "Press 2" in screen.said("#empty"), "what to press")
-        assert not app.screen.query_one("#tiles").display
+        assert not app.screen.query_one("#charts").display
 
 
 async def test_a_hidden_screen_does_nothing_and_catches_up() -> None:
@@ -170,13 +178,77 @@ async def test_a_hidden_screen_does_nothing_and_catches_up() -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
         await screen.until(lambda: "50%" in screen.tile("KV cache usage"), "the figure")
-        tile = app.screen.query(MetricTile).first()
+        tile = app.screen.query(MetricChart).first()
         await pilot.press("1")
         asked = len(keeper.asked)
         keeper.tell(with_usage(server, 0.7, NOW + 1))
         await pilot.pause(0.2)  # Nothing is to happen, so there is nothing to wait for.
-        assert "50%" in tile.render().plain
+        assert "50%" in tile.text
         assert keeper.asked[asked:].count(server.name) == 0
         await pilot.press("5")
         await screen.until(lambda: "70%" in screen.tile("KV cache usage"), "the newer figure")
         assert server.name in keeper.asked[asked:]
+
+
+async def test_the_cursor_reads_all_charts_at_one_moment_and_marks_are_gone_to() -> None:
+    server = servers()[0]
+    happened = Event(NOW - 150, server.name, "loadtest", "load test began")
+    keeper = StillKeeper(with_usage(server, 0.5))
+    app = GpuboxApp(keeper, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        app.heard = (happened,)
+        screen = await opened(pilot)
+        await screen.until(lambda: "█" * 30 in screen.tile("KV cache usage"), "its hour")
+        assert "◆" in screen.said("#times")
+        column = screen.tile("KV cache usage").splitlines()
+        assert "KV cache usage 50%" in column[0]
+        await pilot.press("L")  # There is nothing later than now.
+        assert "ago" not in screen.said("#head")
+        await pilot.press("H")
+        await screen.until(lambda: "load test began" in screen.said("#head"), "what happened")
+        assert "KV cache usage 100%" in screen.tile("KV cache usage")
+        assert "Generation –" in screen.tile("Generation"), "a gap is no zero"
+        places = {line.index("│", 6) for line in screen.tile("Generation").splitlines()[1:]}
+        assert places == {line.index("│", 6) for line in screen.tile("TTFT").splitlines()[1:]}
+        await pilot.press("right")
+        await screen.until(lambda: "load test began" not in screen.said("#head"), "a column on")
+        assert "ago" in screen.said("#head")
+        await pilot.press("escape")
+        await screen.until(lambda: "last 5 min" in screen.said("#head"), "now again")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_a_chart_is_chosen_shown_alone_and_explained(size: tuple[int, int]) -> None:
+    app = GpuboxApp(StillKeeper(servers()[0]), clock=lambda: NOW)
+    async with app.run_test(size=size) as pilot:
+        screen = await opened(pilot)
+        await screen.until(lambda: len(screen.tiles) == 12, "all charts")
+        await pilot.press("j", "j")
+        await screen.until(lambda: screen.tile("Generation").startswith("▸"), "the third is chosen")
+        metrics = app.screen
+        assert isinstance(metrics, MetricsScreen)
+        assert metrics.explained()[0] == "generation_tokens_per_s"
+        assert set(metrics.explained()) <= EXPLANATIONS.keys()
+        await pilot.press("enter")
+        await screen.until(lambda: list(screen.tiles) == ["Generation"], "it alone")
+        await screen.until(lambda: len(screen.tile("Generation").splitlines()) > size[1] - 8, "all the room")
+        ticks = [line[:5].strip() for line in screen.tile("Generation").splitlines()[2:]]
+        assert len([tick for tick in ticks if tick]) == 5, "four steps from 0"
+        await pilot.press("i")
+        await screen.until(lambda: isinstance(app.screen, ExplainScreen), "what it means")
+        await pilot.press("escape", "escape")
+        await screen.until(lambda: app.screen is metrics and len(screen.tiles) == 12, "all again")
+
+
+async def test_an_engine_that_tells_nothing_has_its_gpus_and_says_so() -> None:
+    keeper = StillKeeper(replace(servers()[0], metrics=Missing("transformers tells no metrics")))
+    keeper.server_series = _nothing  # type: ignore[method-assign]
+    app = GpuboxApp(keeper, clock=lambda: NOW)
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = await opened(pilot)
+        await screen.until(lambda: "no figures: transformers tells" in screen.said("#head"), "why")
+        await screen.until(lambda: set(screen.tiles) == set(MACHINE[:3]), "its GPUs alone")
+
+
+async def _nothing(name: str) -> Series:
+    return Series((), {})

@@ -1,4 +1,4 @@
-"""What the tiles of the metrics panel say, and how their charts follow time."""
+"""What the charts of the metrics panel say, and how their charts follow time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import pytest
 
 from backends.simulation import SimulatedKeeper
 from backends.snapshots import Latency, Metrics, Missing, Series
-from tui.themes import Palette
-from tui.widgets.metric_history import History
-from tui.widgets.metric_readings import METRICS, Chart, Reading, latency_s, read_gpu, read_host
-from tui.widgets.metric_tile import figure_line, shares, title_line
+from tui.widgets.metric_axis import TimeAxis
+from tui.widgets.metric_history import History, high_and_low
+from tui.widgets.metric_readings import METRICS, Reading, latency_s, read_gpus, read_host
 
 NOW = 1_795_264_500.0
-GREY = Palette(*["#808080"] * 10)
 
 
 def some_metrics() -> Metrics:
@@ -53,19 +51,18 @@ def test_each_tile_says_its_figure() -> None:
     assert said(tile("Generation", metrics)) == ["2.3k tok/s"]
     assert said(tile("TTFT", metrics)) == ["131 ms p50", "444 ms p99"]
     assert tile("TTFT", metrics).detail == "mean 146 ms"
-    assert said(tile("E2E latency", metrics)) == ["4.60 s p50"]
-    assert tile("E2E latency", metrics).detail == "p99 15.6 s · mean 5.15 s"
-    assert said(tile("Prefix-cache hit rate", metrics)) == ["2.1% in the last minute"]
+    assert said(tile("E2E latency", metrics)) == ["4.60 s p50", "15.6 s p99"]
+    assert said(tile("Prefix-cache hits", metrics)) == ["2.1%"]
     assert said(tile("Preemptions", metrics)) == ["0 since the start"]
 
 
 def test_a_percentile_in_the_first_bucket_is_only_known_to_be_below_it_and_the_mean_stands_beside() -> None:
     reading = tile("ITL", replace(some_metrics(), itl=Latency(400, 0.0031, 0.005, 0.009, 0.012, 0.01)))
-    assert said(reading) == ["<10 ms p50", "12 ms p99"]
-    assert reading.detail == "mean 3.1 ms"
+    assert said(reading) == ["3.1 ms mean", "12 ms p99"]
+    assert reading.detail == "p50 <10 ms"
+    assert reading.figures[0].chart.series == "itl_mean_s", "what is drawn is what is said"
     whole = tile("E2E latency", replace(some_metrics(), e2e=Latency(400, 0.1, 0.3, 0.3, 0.3, 0.3)))
-    assert said(whole) == ["<300 ms p50"]
-    assert whole.detail.startswith("p99 <300 ms")
+    assert said(whole) == ["100 ms mean", "<300 ms p99"]
 
 
 def test_what_is_missing_is_a_dash_with_its_reason_and_never_a_zero() -> None:
@@ -87,10 +84,15 @@ def test_what_is_missing_is_a_dash_with_its_reason_and_never_a_zero() -> None:
 def test_a_gpu_that_tells_little_and_a_box_without_gpus() -> None:
     box = SimulatedKeeper(clock=lambda: NOW).snapshot().box
     gpu = replace(box.gpus[0], memory_used_bytes=Missing("NVML: not supported"), power_w=Missing("no sensor"))
-    assert said(read_gpu(gpu))[0] == "– used"
-    assert "NVML: not supported" in read_gpu(gpu).detail
-    assert said(read_host(replace(box.host, cpu_utilization=0.5, cpu_count=8)))[0] == "50% of 8 cores"
-    assert said(read_host(replace(box.host, cpu_utilization=Missing("first reading"))))[0].startswith("–")
+    memory, utilization, power = read_gpus([gpu])
+    assert (said(memory), memory.detail) == (["–"], "NVML: not supported")
+    assert said(utilization)[0].endswith("%")
+    assert (said(power), power.detail) == (["–"], "no sensor")
+    both = read_gpus([replace(gpu, utilization=0.5), replace(box.gpus[1], utilization=0.9)])
+    assert said(both[1]) == ["90% most", "50% least"]
+    assert said(both[2]) == ["– of 2 GPUs"], "a sum with an unknown part is unknown"
+    assert said(read_host(replace(box.host, cpu_utilization=0.5, cpu_count=8))[0]) == ["50% of 8 cores"]
+    assert said(read_host(replace(box.host, cpu_utilization=Missing("first reading")))[0])[0].startswith("–")
 
 
 @pytest.mark.parametrize(
@@ -111,36 +113,36 @@ def a_history(*values: float | None, every_s: float = 1.0) -> History:
 def test_columns_are_shares_of_time_and_keep_peaks() -> None:
     history = a_history(*[float(number % 10 == 5) * 9 + 1 for number in range(100)])
     # The last column has just begun.
-    assert history.columns("x", NOW, 100, 10) == [10.0] * 9 + [1.0]
-    assert history.columns("x", NOW, 200, 10) == [None] * 4 + [10.0] * 5 + [1.0]
-    assert history.columns("unknown", NOW, 100, 3) == [None] * 3
+    assert history.columns("x", TimeAxis(NOW, 100, 10)) == [10.0] * 9 + [1.0]
+    assert history.columns("x", TimeAxis(NOW, 200, 10)) == [None] * 4 + [10.0] * 5 + [1.0]
+    assert history.columns("unknown", TimeAxis(NOW, 100, 3)) == [None] * 3
 
 
 def test_a_chart_moves_by_whole_columns_as_time_goes() -> None:
     history = a_history(*[float(number) for number in range(600)])
-    before = history.columns("x", NOW, 300, 30)
+    before = history.columns("x", TimeAxis(NOW, 300, 30))
     for second in range(1, 10):
         history.append(NOW + second, {"x": 600.0 + second})
-        assert history.columns("x", NOW + second, 300, 30)[:-1] == before[:-1]
+        assert history.columns("x", TimeAxis(NOW + second, 300, 30))[:-1] == before[:-1]
     history.append(NOW + 10, {"x": 610.0})
-    assert history.columns("x", NOW + 10, 300, 30)[:-2] == before[1:-1]
+    assert history.columns("x", TimeAxis(NOW + 10, 300, 30))[:-2] == before[1:-1]
 
 
 def test_sparse_readings_are_joined_and_real_gaps_stay_gaps() -> None:
     sparse = a_history(1.0, 2.0, 3.0, every_s=10)
-    assert None not in sparse.columns("x", NOW, 20, 20)[1:]
+    assert None not in sparse.columns("x", TimeAxis(NOW, 20, 20))[1:]
     history = a_history(*[1.0] * 60)
     history.append(NOW + 60, {"x": 2.0})
-    columns = history.columns("x", NOW + 60, 120, 12)
+    columns = history.columns("x", TimeAxis(NOW + 60, 120, 12))
     assert (columns[0], columns[-1]) == (1.0, 2.0)
     assert columns[7:-1] == [None] * 4
     missing = a_history(1.0, 1.0, None, None, None, None, 1.0, 1.0)
-    assert missing.columns("x", NOW, 8, 8) == [1.0, 1.0, None, None, None, None, 1.0, 1.0]
+    assert missing.columns("x", TimeAxis(NOW, 8, 8)) == [1.0, 1.0, None, None, None, None, 1.0, 1.0]
 
 
 def test_a_counter_is_drawn_by_its_growth_and_a_restart_is_no_growth() -> None:
     history = a_history(5.0, 5.0, 7.0, 7.0, 0.0, 1.0)
-    assert history.columns("x", NOW, 6, 6, grows=True) == [0.0, 0.0, 2.0, 0.0, 0.0, 1.0]
+    assert history.columns("x", TimeAxis(NOW, 6, 6), grows=True) == [0.0, 0.0, 2.0, 0.0, 0.0, 1.0]
 
 
 def test_what_the_keeper_kept_and_what_came_meanwhile_make_one_line() -> None:
@@ -149,7 +151,7 @@ def test_what_the_keeper_kept_and_what_came_meanwhile_make_one_line() -> None:
     history.append(NOW, {"x": 5.0})
     history.append(NOW, {"x": 99.0})
     history.take(Series((NOW - 3, NOW - 2, NOW - 1), {"x": (1.0, 2.0, 3.0)}))
-    assert history.columns("x", NOW, 4, 4) == [1.0, 2.0, 3.0, 5.0]
+    assert history.columns("x", TimeAxis(NOW, 4, 4)) == [1.0, 2.0, 3.0, 5.0]
 
 
 def test_history_is_bounded() -> None:
@@ -160,13 +162,17 @@ def test_history_is_bounded() -> None:
     assert len(history._points["x"]) == len(history._at)
 
 
-def test_titles_and_figures_fit_whatever_the_width() -> None:
-    chart = Chart("x", show=lambda value: f"{value:.0f} ms")
-    reading = tile("E2E latency", some_metrics())
-    for width in range(8, 80):
-        line = title_line(reading, width, GREY)
-        assert line.cell_len == width
-        assert "…" not in line.plain or width < 35
-        assert figure_line(replace(reading.figures[0], chart=chart), [1.0] * width, GREY).cell_len == width
-    for width, parts in ((38, 1), (38, 2), (38, 3), (7, 3)):
-        assert sum(shares(width, parts)) + 2 * (parts - 1) == width
+def test_several_gpus_become_the_most_the_least_and_the_sum() -> None:
+    one = Series((NOW, NOW + 1), {"power_w": (100.0, 110.0), "utilization": (0.5, None)})
+    two = Series((NOW, NOW + 1), {"power_w": (300.0, None), "utilization": (0.7, 0.9)})
+    merged = high_and_low([one, two])
+    assert merged.at == (NOW, NOW + 1)
+    assert merged.points["power_w_sum"] == (400.0, None)
+    assert merged.points["utilization_high"] == (0.7, 0.9)
+    assert merged.points["utilization_low"] == (0.5, 0.9)
+
+
+def test_the_least_and_the_most_of_a_window_are_those_of_its_readings() -> None:
+    history = a_history(9.0, 5.0, 2.0, 7.0, 4.0)
+    assert history.span("x", TimeAxis(NOW, 4, 2)) == (2.0, 7.0)
+    assert history.span("x", TimeAxis(NOW + 100, 4, 2)) is None

@@ -76,9 +76,13 @@ def test_figures_of_a_server() -> None:
         "generation_tokens_per_s": None,
         "ttft_p50_s": None,
         "ttft_p99_s": None,
+        "ttft_mean_s": None,
         "itl_p50_s": None,
         "itl_p99_s": None,
+        "itl_mean_s": None,
         "e2e_p50_s": None,
+        "e2e_p99_s": None,
+        "e2e_mean_s": None,
         "prefix_cache_hit_rate": 0.0,
         "preemptions_total": 0.0,
     }

@@ -1,13 +1,14 @@
-"""Metrics: the selected server's own figures and those of its GPUs, now and over the last minutes."""
+"""Metrics: the selected server's own figures and those of its GPUs over the last minutes, on one time axis."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
+from contextlib import suppress
 from math import ceil
 from typing import ClassVar
 
 from rich.text import Text
-from textual import work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -15,44 +16,63 @@ from textual.widgets import Static
 
 from backends.errors import GpuboxError
 from backends.metrics.series import gpu_figures, server_figures
-from backends.snapshots import Missing, Series, Server, Snapshot
-from tui.format import count, duration, fit
+from backends.snapshots import Event, Missing, Server, ServerState, Snapshot
+from tui.format import clock_time, count, duration, fit
 from tui.screens.base import GpuboxScreen
 from tui.themes import STATES, Palette, palette
-from tui.widgets.metric_history import History
-from tui.widgets.metric_readings import METRICS, Reading, host_figures, read_gpu, read_host
-from tui.widgets.metric_tile import MetricTile
+from tui.widgets.metric_axis import TimeAxis
+from tui.widgets.metric_chart import GUTTER, MetricChart, drawn
+from tui.widgets.metric_history import History, high_and_low, merged_figures
+from tui.widgets.metric_marks import Mark, mark_cell, marks_of, placed, told_at
+from tui.widgets.metric_readings import METRICS, Reading, Source, host_figures, read_gpus, read_host
+from tui.widgets.metric_times import times_line
 from tui.widgets.status_bar import describe
 
-WINDOWS_S = (300.0, 900.0, 3600.0)
+WINDOWS_S = (300.0, 900.0, 3600.0, 60.0)
 TILE_CELLS = 38
+GAP = 2
 MOST_COLUMNS = 5
 TILE_LINES = (3, 15)
-HOST = "host"
-
-Shown = tuple[Reading, History]
-"""What a tile shows, and where the points of its charts are kept."""
+EDGE_TOOLTIP = "Read all figures at a moment; esc returns to now"
+MARK_TOOLTIP = "Go to what happened before or after"
+CHART_TOOLTIP = "Choose a chart"
 
 
 class MetricsScreen(GpuboxScreen):
-    """Tiles, as many beside each other as there is room for."""
+    """Charts, as many beside each other as there is room for; or one alone."""
 
     CSS_PATH = "../styles/metrics.tcss"
-    AUTO_FOCUS = "#tiles"
+    AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("m", "window", "Minutes", id="metrics.window", tooltip="Show the last 5, 15 or 60 minutes"),
+        Binding("m", "window", "Minutes", id="metrics.window", tooltip="Show the last 1, 5, 15 or 60 minutes"),
+        Binding("enter", "large", "Large", id="metrics.large", tooltip="Show the chosen chart alone, or all"),
+        Binding("left,h", "cursor(-1)", "Earlier", id="metrics.earlier", tooltip=EDGE_TOOLTIP),
+        Binding("right,l", "cursor(1)", "Later", id="metrics.later", tooltip=EDGE_TOOLTIP),
+        Binding("H,shift+left", "mark(-1)", "Event before", show=False, id="metrics.mark_before", tooltip=MARK_TOOLTIP),
+        Binding("L,shift+right", "mark(1)", "Event after", show=False, id="metrics.mark_after", tooltip=MARK_TOOLTIP),
+        Binding("down,j", "chart(1)", "Next chart", show=False, id="metrics.next", tooltip=CHART_TOOLTIP),
+        Binding("up,k", "chart(-1)", "Chart before", show=False, id="metrics.previous", tooltip=CHART_TOOLTIP),
+        Binding("escape", "back", "Back", show=False, id="metrics.back", tooltip="To now, and to all charts"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self._window = 0
         self._of: tuple[str, tuple[str, ...]] | None = None
-        self._histories: dict[str, History] = {}
+        self._histories: dict[Source, History] = {}
+        self._events: tuple[Event, ...] = ()
+        self._marks: tuple[Mark, ...] = ()
+        self._keys: tuple[str, ...] = ()
+        self._chosen = ""
+        self._is_large = False
+        self._cursor_at: float | None = None
+        self._axis = TimeAxis(0.0, WINDOWS_S[0], 1)
 
     def compose(self) -> ComposeResult:
-        """Make the parts; there are as many tiles as there are figures."""
+        """Make the parts; there are as many charts as there are figures."""
         yield Static(id="head")
-        yield VerticalScroll(id="tiles")
+        yield VerticalScroll(id="charts", can_focus=False)
+        yield Static(id="times")
         yield Static("Waiting for the keeper…", id="empty")
 
     def on_screen_resume(self) -> None:
@@ -61,93 +81,212 @@ class MetricsScreen(GpuboxScreen):
 
     def show(self, snapshot: Snapshot, server: Server | None) -> None:
         """Show the newest figures."""
-        self.query_one("#tiles").display = server is not None
+        for part in ("#charts", "#times"):
+            self.query_one(part).display = server is not None
         self.query_one("#empty").display = server is None
-        width, colours = self.app.size.width - 2, palette(self.app)
-        self.query_one("#head", Static).update(
-            head(server, WINDOWS_S[self._window], self.gpubox.now(), width, colours) if server else Text()
-        )
         if server is None:
+            self._keys = ()
+            self.query_one("#head", Static).update(Text())
             self.query_one("#empty", Static).update(
                 "There is no server, so there are no figures.\n\nPress 2, choose a profile and start it."
             )
+            self.refresh_bindings()
             return
         if self._of != (server.name, server.gpus):
             self._of = (server.name, server.gpus)
-            self._histories = {name: History() for name in (server.name, HOST, *server.gpus)}
+            self._histories = {"server": History(), "gpus": History(), "host": History()}
+            self._events, self._cursor_at = (), None
             self._read_histories(server)
         self._remember(snapshot, server)
-        self._lay_out(self._tiles(snapshot, server))
+        heard = tuple(event for event in self.gpubox.heard if event not in self._events)
+        self._marks = marks_of(server, (*self._events, *heard))
+        self._lay_out(self._readings(snapshot, server), server)
 
     def _remember(self, snapshot: Snapshot, server: Server) -> None:
         if not isinstance(server.metrics, Missing):
-            self._histories[server.name].append(server.metrics.at, server_figures(server.metrics))
-        for gpu in snapshot.box.gpus:
-            if gpu.uuid in self._histories:
-                self._histories[gpu.uuid].append(snapshot.box.at, gpu_figures(gpu))
-        self._histories[HOST].append(snapshot.box.at, host_figures(snapshot.box.host))
+            self._histories["server"].append(server.metrics.at, server_figures(server.metrics))
+        held = [gpu_figures(gpu) for gpu in snapshot.box.gpus if gpu.uuid in server.gpus]
+        if held:
+            self._histories["gpus"].append(snapshot.box.at, merged_figures(held, len(server.gpus)))
+        self._histories["host"].append(snapshot.box.at, host_figures(snapshot.box.host))
 
-    def _tiles(self, snapshot: Snapshot, server: Server) -> list[Shown]:
-        """Return what each tile shows."""
-        tiles = [(metric.reading(server.metrics), self._histories[server.name]) for metric in METRICS]
+    def _readings(self, snapshot: Snapshot, server: Server) -> tuple[Reading, ...]:
+        """Return what each chart says; an engine that has never told a figure has no charts of its own."""
         held = [gpu for gpu in snapshot.box.gpus if gpu.uuid in server.gpus]
-        tiles += [(read_gpu(gpu), self._histories[gpu.uuid]) for gpu in held]
-        if not server.gpus:
-            tiles.append((read_host(snapshot.box.host), self._histories[HOST]))
-        return tiles
+        machine = read_gpus(held) if held else read_host(snapshot.box.host)
+        past = self._histories["server"]
+        told = not isinstance(server.metrics, Missing) or any(
+            past.knows(chart.series) for metric in METRICS for chart in metric.charts
+        )
+        return (*(metric.reading(server.metrics) for metric in METRICS if told), *machine)
 
-    def _lay_out(self, shown: list[Shown]) -> None:
-        """Give each figure a tile, in as many columns as fit, as high as there is room for."""
-        box = self.query_one("#tiles", VerticalScroll)
-        tiles = list(box.query(MetricTile))
-        for tile in tiles[len(shown) :]:
-            tile.remove()
-        if len(tiles) < len(shown):
-            new = [MetricTile() for _ in shown[len(tiles) :]]
-            box.mount_all(new)
-            tiles += new
-        most = max(2, min(MOST_COLUMNS, box.content_size.width // TILE_CELLS))
-        rows = ceil(len(shown) / most)
-        columns = ceil(len(shown) / rows)
-        lines = max(TILE_LINES[0], min(TILE_LINES[1], box.content_size.height // rows))
+    def _lay_out(self, readings: Sequence[Reading], server: Server) -> None:
+        """Give each figure a chart, column by column, or the chosen one all the room; all on one time axis."""
+        self._keys = tuple(reading.key for reading in readings)
+        if self._chosen not in self._keys:
+            self._chosen = self._keys[0]
+        if self._is_large:
+            readings = [reading for reading in readings if reading.key == self._chosen]
+        box = self.query_one("#charts", VerticalScroll)
+        width, height = box.container_size.width or self.app.size.width, box.size.height
+        room = width - 2 - 1
+        most = max(1, min(MOST_COLUMNS, (room + GAP) // TILE_CELLS))
+        rows = ceil(len(readings) / most)
+        columns = ceil(len(readings) / rows)
+        lines = max(TILE_LINES[0], min(TILE_LINES[1], height // rows)) if len(readings) > 1 else max(3, height)
+        tile = (room - GAP * (columns - 1)) // columns
+        charts = list(box.query(MetricChart))
+        if len(charts) != rows * columns:
+            for chart in charts[rows * columns :]:
+                chart.remove()
+            new = [MetricChart() for _ in range(rows * columns - len(charts))]
+            if new:
+                box.mount_all(new)
+            charts = charts[: rows * columns] + new
         box.styles.grid_size_columns = columns
+        box.styles.grid_columns = str(tile)
         box.styles.grid_rows = str(lines)
-        now, window_s = self.gpubox.now(), WINDOWS_S[self._window]
-        for tile, (reading, past) in zip(tiles, shown, strict=False):
-            tile.show(reading, past, now, window_s)
+        now = self.gpubox.now()
+        self._axis = axis = TimeAxis(now, WINDOWS_S[self._window], max(1, tile - GUTTER))
+        cursor = None if self._cursor_at is None else axis.cell_of(self._cursor_at)
+        if cursor is None:
+            self._cursor_at = None
+        marks = placed(self._marks, axis)
+        for place, chart in enumerate(charts):
+            row, column = divmod(place, columns)
+            which = column * rows + row
+            if which >= len(readings):
+                chart.show(None)
+                continue
+            one = readings[which]
+            chosen = one.key == self._chosen
+            chart.show(drawn(one, self._histories[one.source], axis, tuple(marks), cursor, chosen=chosen))
+            if chosen and rows * lines > height:
+                chart.scroll_visible(animate=False)
+        starts = [column * (tile + GAP) for column in range(columns)]
+        colours = palette(self.app)
+        self.query_one("#times", Static).update(times_line(axis, marks, cursor, starts, colours))
+        at = (
+            ""
+            if cursor is None
+            else f"{clock_time(axis.middle_of(cursor))}, {duration(now - axis.middle_of(cursor))} ago"
+        )
+        happened = "" if cursor is None else told_at(self._marks, axis, cursor)
+        window = f"last {WINDOWS_S[self._window] / 60:.0f} min"
+        told = " · ".join(part for part in (happened, f"at {at}" if at else window) if part)
+        self.query_one("#head", Static).update(head(server, told, now, self.app.size.width - 2, colours))
+        self.refresh_bindings()
 
     @work(group="histories", exclusive=True)
     async def _read_histories(self, server: Server) -> None:
-        """Ask the keeper for the last hour; without it the charts begin now."""
+        """Ask the keeper for the last hour and what happened in it; without it the charts begin now."""
         histories, link = self._histories, self.gpubox.link
-        asked: list[tuple[str, Callable[[str], Awaitable[Series]]]] = [(server.name, link.server_series)]
-        asked += [(uuid, link.gpu_series) for uuid in server.gpus]
-        for name, read in asked:
-            try:
-                histories[name].take(await read(name))
-            except GpuboxError:
-                continue
-        self._changed()
+        events: tuple[Event, ...] = ()
+        with suppress(GpuboxError):
+            histories["server"].take(await link.server_series(server.name))
+        with suppress(GpuboxError):
+            histories["gpus"].take(high_and_low([await link.gpu_series(uuid) for uuid in server.gpus]))
+        with suppress(GpuboxError):
+            events = await link.history()
+        if histories is self._histories:
+            self._events = events
+            self._changed()
+
+    def explained(self) -> tuple[str, ...]:
+        """Name the figures of the charts, the chosen one first."""
+        shown = (self._chosen, *(key for key in self._keys if key != self._chosen)) if self._keys else ()
+        return tuple(key for one in shown for key in ((one, "waiting") if one == "running" else (one,)))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer what does something: a cursor can be moved where it is, a mark be gone to where there is one."""
+        if action in ("window", "large", "chart"):
+            return bool(self._keys) and (action != "chart" or len(self._keys) > 1)
+        if action == "cursor":
+            return bool(self._keys) and self._moved(int(str(parameters[0]))) is not None
+        if action == "mark":
+            return bool(self._keys) and self._mark_from(int(str(parameters[0]))) is not None
+        if action == "back":
+            return self._is_large or self._cursor_at is not None
+        return super().check_action(action, parameters)
+
+    def _moved(self, step: int) -> int | None:
+        """Return the column beside the cursor; without a cursor one begins at the newest."""
+        cursor = None if self._cursor_at is None else self._axis.cell_of(self._cursor_at)
+        if cursor is None:
+            return self._axis.cells - 1 if step < 0 else None
+        return cursor + step if 0 <= cursor + step < self._axis.cells else None
+
+    def _mark_from(self, step: int) -> int | None:
+        cursor = None if self._cursor_at is None else self._axis.cell_of(self._cursor_at)
+        return mark_cell(self._marks, self._axis, self._axis.cells if cursor is None else cursor, step)
 
     def action_window(self) -> None:
         """Show more of the past, or less."""
         self._window = (self._window + 1) % len(WINDOWS_S)
         self._changed()
 
+    def action_large(self) -> None:
+        """Show the chosen chart alone, or all."""
+        self._is_large = not self._is_large
+        self._changed()
+        self.call_after_refresh(self._changed)
 
-def head(server: Server, window_s: float, now: float, width: int, colours: Palette) -> Text:
-    """Say whose figures these are, or why there are none, and how much of the past is drawn."""
+    def action_cursor(self, step: int) -> None:
+        """Move the cursor by a column."""
+        self._point(self._moved(step))
+
+    def action_mark(self, step: int) -> None:
+        """Move the cursor to the next thing that happened."""
+        self._point(self._mark_from(step))
+
+    def _point(self, cell: int | None) -> None:
+        if cell is not None:
+            self._cursor_at = self._axis.middle_of(cell)
+            self._changed()
+
+    def action_chart(self, step: int) -> None:
+        """Choose the next chart, or the one before."""
+        self._chosen = self._keys[(self._keys.index(self._chosen) + step) % len(self._keys)]
+        self._changed()
+
+    def action_back(self) -> None:
+        """Leave the cursor, then the large chart."""
+        if self._cursor_at is not None:
+            self._cursor_at = None
+        else:
+            self._is_large = False
+        self._changed()
+
+    @on(MetricChart.Chosen)
+    def _clicked(self, clicked: MetricChart.Chosen) -> None:
+        self._chosen = clicked.key
+        self._cursor_at = None if clicked.cell is None else self._axis.middle_of(clicked.cell)
+        self._changed()
+
+
+def head(server: Server, window: str, now: float, width: int, colours: Palette) -> Text:
+    """Say whose figures these are, or why there are none and which key is next, and which moments are shown."""
     sign, _ = STATES[server.state]
     said = f"{sign} {describe(server)} {duration(now - server.state_since)}"
     text = Text.assemble(
         (server.name, f"bold {colours.text}"), (f"  {said}", colours.state(server.state)), no_wrap=True
     )
-    if isinstance(server.metrics, Missing):
-        return text.append(f"  no figures: {fit(server.metrics.reason, width - text.cell_len - 14)}", colours.warn)
-    window = f"last {window_s / 60:.0f} min"
     room = width - text.cell_len - len(window) - 4
-    requests = server.metrics.requests_total
-    parts = [] if isinstance(requests, Missing) else [f"{count(requests)} requests"]
-    told = " · ".join([*parts, f"{server.engine} {server.engine_version or ''}"])
-    text.append(f"  {fit(told, max(0, room))}", colours.dim)
+    if isinstance(server.metrics, Missing):
+        why = f"no figures: {server.metrics.reason}{next_key(server)}"
+        text.append(f"  {fit(why, max(0, room))}", colours.warn)
+    else:
+        requests = server.metrics.requests_total
+        parts = [] if isinstance(requests, Missing) else [f"{count(requests)} requests"]
+        told = " · ".join([*parts, f"{server.engine} {server.engine_version or ''}"])
+        text.append(f"  {fit(told, max(0, room))}", colours.dim)
     return text.append(" " * max(1, width - text.cell_len - len(window))).append(window, colours.dim)
+
+
+def next_key(server: Server) -> str:
+    """Say which key helps a server that tells no figures."""
+    if server.state in (ServerState.STOPPED, ServerState.FAILED, ServerState.LOST):
+        return " · 2 starts it again"
+    if server.state in (ServerState.STARTING, ServerState.QUEUED, ServerState.BACKOFF):
+        return " · 3 shows its log"
+    return ""

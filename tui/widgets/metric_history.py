@@ -3,14 +3,60 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 
 from backends.snapshots import Series
+from tui.widgets.metric_axis import TimeAxis
 
 KEPT_S = 3600.0
 BRIDGED = 2.5
-"""A chart goes on over a gap of up to so many usual intervals between readings; beyond it is blank."""
+"""A chart goes on over a gap of up to so many intervals as before it; beyond that it is blank."""
+
+FIRST_INTERVAL_S = 10.0
+LONGEST_INTERVAL_S = 12.0
+MOST_SUMS = 128
+
+
+class _Sums:
+    """One figure summed up by columns of one width, as far as its points have been seen."""
+
+    __slots__ = ("before", "done", "highs", "interval_s", "lows")
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.highs: dict[int, float] = {}
+        self.lows: dict[int, float] = {}
+        self.before: tuple[float, float] | None = None
+        self.interval_s = FIRST_INTERVAL_S
+
+    def see(self, at: float, value: float | None, step_s: float, *, grows: bool) -> None:
+        """Take the next point."""
+        if value is None:
+            self.before = None
+            return
+        before, column = self.before, int(at / step_s)
+        figure = (max(0.0, value - before[1]) if before else 0.0) if grows else value
+        if before is not None:
+            if at - before[0] <= BRIDGED * self.interval_s:
+                self._bridge(int(before[0] / step_s) + 1, column, 0.0 if grows else before[1])
+            self.interval_s = min(at - before[0], LONGEST_INTERVAL_S)
+        if column in self.highs:
+            high, low = self.highs[column], self.lows[column]
+            self.highs[column] = high + figure if grows else max(high, figure)
+            self.lows[column] = low + figure if grows else min(low, figure)
+        else:
+            self.highs[column] = self.lows[column] = figure
+        self.before = (at, value)
+
+    def _bridge(self, begin: int, end: int, value: float) -> None:
+        for column in range(begin, end):
+            self.highs[column] = self.lows[column] = value
+
+    def forget(self, older_than: int) -> None:
+        """Drop columns that have left the window for good."""
+        for columns in (self.highs, self.lows):
+            for column in [one for one in columns if one < older_than]:
+                del columns[column]
 
 
 class History:
@@ -19,11 +65,16 @@ class History:
     def __init__(self) -> None:
         self._at: list[float] = []
         self._points: dict[str, list[float | None]] = {}
+        self._sums: dict[tuple[str, float, bool], _Sums] = {}
 
     @property
     def newest_at(self) -> float | None:
         """When the last reading was taken."""
         return self._at[-1] if self._at else None
+
+    def knows(self, name: str) -> bool:
+        """Whether there is any reading of that figure."""
+        return any(value is not None for value in self._points.get(name, ()))
 
     def take(self, series: Series) -> None:
         """Begin with what the keeper has kept; readings of our own that are newer stay."""
@@ -37,6 +88,7 @@ class History:
             ]
             for name in series.points.keys() | points.keys()
         }
+        self._sums.clear()
 
     def append(self, at: float, figures: Mapping[str, float | None]) -> None:
         """Add a reading; one that is not newer than the last is the same one, seen again."""
@@ -52,44 +104,71 @@ class History:
             del self._at[:old]
             for column in self._points.values():
                 del column[:old]
+            self._sums.clear()
 
-    def columns(self, name: str, now: float, window_s: float, width: int, *, grows: bool = False) -> list[float | None]:
-        """Return `width` columns of the last `window_s`, each the largest value in its share of time, None for a gap.
+    def columns(self, name: str, axis: TimeAxis, *, per_cell: int = 1, grows: bool = False) -> list[float | None]:
+        """Return the window in `per_cell` columns a cell, each the largest value in its share of time, None for a gap.
 
-        Their bounds lie at fixed moments, so that a chart moves in whole columns instead of flickering. Of a counter
-        that `grows` each column is what it grew by.
+        Of a counter that `grows` each column is what it grew by.
         """
-        step_s = window_s / max(1, width)
-        last = int(now // step_s)
-        first = last - width + 1
-        start = max(0, bisect_left(self._at, first * step_s) - 1)
-        values = self._points.get(name)
-        columns: list[float | None] = [None] * width
-        if values is None:
-            return columns
-        interval_s = self._interval_s(start)
-        before: tuple[float, float] | None = None
-        for at, value in zip(self._at[start:], values[start:], strict=True):
-            if value is None or at > now:
-                before = None if value is None else before
-                continue
-            column = int(at // step_s) - first
-            figure = max(0.0, value - before[1]) if grows and before else 0.0 if grows else value
-            if 0 <= column < width:
-                columns[column] = max(columns[column] or figure, figure)
-            if before and at - before[0] <= BRIDGED * interval_s:
-                self._bridge(columns, int(before[0] // step_s) - first, column, 0.0 if grows else before[1])
-            before = (at, value)
-        if before and now - before[0] <= BRIDGED * interval_s:
-            self._bridge(columns, int(before[0] // step_s) - first, width, 0.0 if grows else before[1])
+        sums, step_s = self._summed(name, axis, per_cell, grows)
+        first, last = axis.first * per_cell, int(axis.now / step_s)
+        columns = [sums.highs.get(column) for column in range(first, first + axis.cells * per_cell)]
+        if sums.before and axis.now - sums.before[0] <= BRIDGED * sums.interval_s:
+            value = 0.0 if grows else sums.before[1]
+            for column in range(max(first, int(sums.before[0] / step_s) + 1), last + 1):
+                columns[column - first] = value
         return columns
 
-    @staticmethod
-    def _bridge(columns: list[float | None], begin: int, end: int, value: float) -> None:
-        for column in range(max(0, begin + 1), min(end, len(columns))):
-            if columns[column] is None:
-                columns[column] = value
+    def span(self, name: str, axis: TimeAxis, *, grows: bool = False) -> tuple[float, float] | None:
+        """Return the smallest and the largest value in the window; None where there is none."""
+        sums, _ = self._summed(name, axis, 1, grows)
+        window = range(axis.first, axis.first + axis.cells)
+        highs = [sums.highs[column] for column in window if column in sums.highs]
+        lows = [sums.lows[column] for column in window if column in sums.lows]
+        return (min(lows), max(highs)) if highs else None
 
-    def _interval_s(self, start: int) -> float:
-        steps = sorted(b - a for a, b in pairwise(self._at[start:][-60:]))
-        return steps[len(steps) // 2] if steps else 1.0
+    def _summed(self, name: str, axis: TimeAxis, per_cell: int, grows: bool) -> tuple[_Sums, float]:
+        """Return the sums by columns of that width, with the newest points in them."""
+        step_s = axis.step_s / per_cell
+        key = (name, step_s, grows)
+        if key not in self._sums and len(self._sums) >= MOST_SUMS:
+            self._sums.clear()
+        sums = self._sums.setdefault(key, _Sums())
+        values = self._points.get(name)
+        if values is None:
+            return sums, step_s
+        end = bisect_left(self._at, axis.now + 1e-6) if self._at and self._at[-1] > axis.now else len(self._at)
+        for place in range(sums.done, end):
+            sums.see(self._at[place], values[place], step_s, grows=grows)
+        sums.done = max(sums.done, end)
+        if len(sums.highs) > 4 * axis.cells * per_cell + 64:
+            sums.forget(axis.first * per_cell)
+        return sums, step_s
+
+
+def high_and_low(parts: Sequence[Series]) -> Series:
+    """Merge several GPUs' series, read at the same moments, into `NAME_high`, `NAME_low` and `NAME_sum` of each figure.
+
+    A sum is known only where all parts are; what a part lacks does not count for the other two.
+    """
+    readings: dict[float, list[dict[str, float]]] = {}
+    for series in parts:
+        for place, at in enumerate(series.at):
+            known = {name: value for name, column in series.points.items() if (value := column[place]) is not None}
+            readings.setdefault(at, []).append(known)
+    ats = tuple(sorted(readings))
+    merged = [merged_figures(readings[at], len(parts)) for at in ats]
+    names = dict.fromkeys(name for one in merged for name in one)
+    return Series(ats, {name: tuple(one.get(name) for one in merged) for name in names})
+
+
+def merged_figures(parts: Sequence[Mapping[str, float | None]], count: int) -> dict[str, float | None]:
+    """Merge one moment's figures of `count` GPUs: see `high_and_low`."""
+    merged: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values = [value for part in parts if (value := part.get(name)) is not None]
+        if values:
+            merged[f"{name}_high"], merged[f"{name}_low"] = max(values), min(values)
+            merged[f"{name}_sum"] = sum(values) if len(values) == count else None
+    return merged

@@ -1,34 +1,35 @@
-"""What the tiles of the metrics panel say, and which lines of the history they draw."""
+"""What the charts of the metrics panel say, and which lines of the history they draw."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from backends.snapshots import Gpu, Host, Latency, Metrics, Missing
-from tui.format import NOTHING, count, gib, percent, short_gpu_name
+from tui.format import NOTHING, count, gib, gpu_kinds, indices, percent, plural
 from tui.themes import MEMORY_LEVELS
+from tui.widgets.metric_axis import COUNT, MEMORY, PERCENT, POWER, RATE, TIME, Unit
 
 Tone = Literal["text", "warn", "bad", "dim"]
-Told = Missing | tuple[str, tuple[tuple[str, str, Tone], ...]]
-"""Why there is nothing, or a detail for the title and each figure's value, label and tone."""
-
+Source = Literal["server", "gpus", "host"]
 NO_SAMPLES = "no request in the last minute"
 ALARM = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One line of a history: the series' name; full height is `top`, or else its own peak, which `show` then tells.
+    """One line of a chart: the series' name; full height is `top`, or else a round value above its own peak.
 
-    Of a counter that `grows` it is drawn what it grew by.
+    Of a counter that `grows` it is drawn what it grew by. `show` says a value of it with its unit.
     """
 
     series: str
+    unit: Unit
+    show: Callable[[float], str]
     top: float | None = None
     grows: bool = False
-    show: Callable[[float], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +44,39 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one tile shows: its title with what belongs to it, and its figures beside each other."""
+    """What one chart shows: its title with what belongs to it, and its figures, all on one scale.
 
+    `key` is that of its explanation, `source` says whose history its lines are.
+    """
+
+    key: str
     title: str
     figures: tuple[Figure, ...]
     detail: str = ""
+    source: Source = "server"
+
+
+Told = Missing | tuple[str, tuple[Figure, ...]]
+"""Why there is nothing, or a detail for the title and the figures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A tile for one of an engine's figures, or a few that belong together."""
+    """A chart of one of an engine's figures, or of a few that belong together."""
 
+    key: str
     title: str
     charts: tuple[Chart, ...]
     read: Callable[[Metrics], Told]
 
     def reading(self, metrics: Metrics | Missing) -> Reading:
-        """Return what the tile shows: figures, or '–' and why; why there are none at all is not its matter."""
+        """Return what the chart says: figures, or '–' and why; why there are none at all is not its matter."""
         told = Missing("") if isinstance(metrics, Missing) else self.read(metrics)
         if isinstance(told, Missing):
-            return Reading(self.title, tuple(Figure(NOTHING, chart, tone="dim") for chart in self.charts), told.reason)
-        detail, figures = told
-        return Reading(
-            self.title,
-            tuple(
-                Figure(value, chart, label, tone)
-                for (value, label, tone), chart in zip(figures, self.charts, strict=True)
-            ),
-            detail,
-        )
+            return Reading(
+                self.key, self.title, tuple(Figure(NOTHING, chart, tone="dim") for chart in self.charts), told.reason
+            )
+        return Reading(self.key, self.title, told[1], told[0])
 
 
 def latency_s(seconds: float) -> str:
@@ -87,17 +92,58 @@ def percentile(seconds: float, floor_s: float) -> str:
     return f"<{floor_s * 1000:g} ms" if seconds <= floor_s else latency_s(seconds)
 
 
-def _latency(latency: Latency | Missing, *, p99: bool = True) -> Told:
+def tokens_per_s(rate: float) -> str:
+    """Show a rate of tokens: '2.3k tok/s'."""
+    return f"{count(rate)} tok/s"
+
+
+def gibibytes(amount_bytes: float) -> str:
+    """Show bytes as '125.9 GiB'."""
+    return f"{gib(amount_bytes)} GiB"
+
+
+def watts(power_w: float) -> str:
+    """Show power: '412 W', '5.31 kW'."""
+    return f"{power_w:.0f} W" if power_w < 9_999.5 else f"{power_w / 1000:.2f} kW"
+
+
+def share(ratio: float) -> str:
+    """Show a ratio: '71%', and '2.1%' where a whole number would hide it."""
+    return f"{ratio * 100:.1f}%" if 0 < ratio < 0.0995 else percent(ratio)
+
+
+def _line(name: str, which: str, floor_s: float = 0.0) -> Chart:
+    show = latency_s if which == "mean" else partial(percentile, floor_s=floor_s)
+    return Chart(f"{name}_{which}_s", TIME, show)
+
+
+def _latency(name: str, latency: Latency | Missing) -> Told:
+    """Draw p50 and p99; where the p50 lies in the first bucket, the mean is what is known better, and drawn instead."""
     if isinstance(latency, Missing):
         return latency
     if latency.p50_s is None or latency.p99_s is None:
         return Missing(NO_SAMPLES)
-    figures: tuple[tuple[str, str, Tone], ...] = ((percentile(latency.p50_s, latency.floor_s), "p50", "text"),)
-    mean = "" if latency.mean_s is None else f"mean {latency_s(latency.mean_s)}"
-    high = percentile(latency.p99_s, latency.floor_s)
-    if not p99:
-        return f"p99 {high} · {mean}", figures
-    return mean, (*figures, (high, "p99", "text"))
+    floor_s, mean_s = latency.floor_s, latency.mean_s
+    typical, high = percentile(latency.p50_s, floor_s), percentile(latency.p99_s, floor_s)
+    figures = (Figure(typical, _line(name, "p50", floor_s), "p50"), Figure(high, _line(name, "p99", floor_s), "p99"))
+    if mean_s is None:
+        return "", figures
+    if latency.p50_s > floor_s:
+        return f"mean {latency_s(mean_s)}", figures
+    return f"p50 {typical}", (Figure(latency_s(mean_s), _line(name, "mean"), "mean"), figures[1])
+
+
+def _latency_metric(name: str, title: str, read: Callable[[Metrics], Latency | Missing]) -> Metric:
+    charts = (_line(name, "p50"), _line(name, "p99"))
+    return Metric(name, title, charts, lambda metrics: _latency(name, read(metrics)))
+
+
+_KV_CACHE = Chart("kv_cache_usage", PERCENT, share, 1.0)
+_RUNNING, _WAITING = Chart("running", COUNT, count), Chart("waiting", COUNT, count)
+_OUT = Chart("generation_tokens_per_s", RATE, tokens_per_s)
+_IN = Chart("prompt_tokens_per_s", RATE, tokens_per_s)
+_HITS = Chart("prefix_cache_hit_rate", PERCENT, share, 1.0)
+_PREEMPTIONS = Chart("preemptions_total", COUNT, count, grows=True)
 
 
 def _kv_cache(metrics: Metrics) -> Told:
@@ -105,108 +151,141 @@ def _kv_cache(metrics: Metrics) -> Told:
     if isinstance(usage, Missing):
         return usage
     tone: Tone = "text" if usage < MEMORY_LEVELS[1] else "warn" if usage < ALARM else "bad"
-    return "" if isinstance(tokens, Missing) else f"of {count(tokens)} tokens", ((_share(usage), "", tone),)
+    detail = "" if isinstance(tokens, Missing) else f"of {count(tokens)} tokens"
+    return detail, (Figure(share(usage), _KV_CACHE, "", tone),)
 
 
 def _requests(metrics: Metrics) -> Told:
     running, waiting = metrics.running, metrics.waiting
     if isinstance(running, Missing):
         return running
-    queue: tuple[str, str, Tone] = (NOTHING, "waiting", "dim")
+    queue = Figure(NOTHING, _WAITING, "waiting", "dim")
     if not isinstance(waiting, Missing):
-        queue = (f"{waiting:,}", "waiting", "warn" if waiting else "text")
-    return "", ((f"{running:,}", "running", "text"), queue)
+        queue = Figure(f"{waiting:,}", _WAITING, "waiting", "warn" if waiting else "text")
+    total = metrics.requests_total
+    detail = "" if isinstance(total, Missing) else f"{count(total)} finished"
+    return detail, (Figure(f"{running:,}", _RUNNING, "running"), queue)
 
 
-def _rate(rate: float | Missing, total: int | Missing) -> Told:
+def _rate(chart: Chart, rate: float | Missing, total: int | Missing) -> Told:
     if isinstance(rate, Missing):
         return rate
-    return "" if isinstance(total, Missing) else f"{count(total)} tokens in all", ((count(rate), "tok/s", "text"),)
+    return "" if isinstance(total, Missing) else f"{count(total)} tokens in all", (Figure(chart.show(rate), chart),)
 
 
 def _hit_rate(metrics: Metrics) -> Told:
     rate = metrics.prefix_cache_hit_rate
-    return rate if isinstance(rate, Missing) else ("", ((_share(rate), "in the last minute", "text"),))
+    return rate if isinstance(rate, Missing) else ("in the last minute", (Figure(share(rate), _HITS),))
 
 
 def _preemptions(metrics: Metrics) -> Told:
     total = metrics.preemptions_total
     if isinstance(total, Missing):
         return total
-    return "", ((f"{total:,}", "since the start", "warn" if total else "text"),)
+    tone: Tone = "warn" if total else "text"
+    return "", (Figure(f"{total:,}", _PREEMPTIONS, "since the start", tone),)
 
 
 METRICS = (
-    Metric("KV cache usage", (Chart("kv_cache_usage", 1.0),), _kv_cache),
-    Metric("Requests", (Chart("running", show=count), Chart("waiting", show=count)), _requests),
+    Metric("kv_cache_usage", "KV cache usage", (_KV_CACHE,), _kv_cache),
+    Metric("running", "Requests", (_RUNNING, _WAITING), _requests),
     Metric(
+        "generation_tokens_per_s",
         "Generation",
-        (Chart("generation_tokens_per_s", show=count),),
-        lambda metrics: _rate(metrics.generation_tokens_per_s, metrics.generation_tokens_total),
+        (_OUT,),
+        lambda metrics: _rate(_OUT, metrics.generation_tokens_per_s, metrics.generation_tokens_total),
     ),
     Metric(
+        "prompt_tokens_per_s",
         "Prompt",
-        (Chart("prompt_tokens_per_s", show=count),),
-        lambda metrics: _rate(metrics.prompt_tokens_per_s, metrics.prompt_tokens_total),
+        (_IN,),
+        lambda metrics: _rate(_IN, metrics.prompt_tokens_per_s, metrics.prompt_tokens_total),
     ),
-    Metric(
-        "TTFT",
-        (Chart("ttft_p50_s", show=latency_s), Chart("ttft_p99_s", show=latency_s)),
-        lambda metrics: _latency(metrics.ttft),
-    ),
-    Metric(
-        "ITL",
-        (Chart("itl_p50_s", show=latency_s), Chart("itl_p99_s", show=latency_s)),
-        lambda metrics: _latency(metrics.itl),
-    ),
-    Metric("E2E latency", (Chart("e2e_p50_s", show=latency_s),), lambda metrics: _latency(metrics.e2e, p99=False)),
-    Metric("Prefix-cache hit rate", (Chart("prefix_cache_hit_rate", 1.0),), _hit_rate),
-    Metric("Preemptions", (Chart("preemptions_total", grows=True),), _preemptions),
+    _latency_metric("ttft", "TTFT", lambda metrics: metrics.ttft),
+    _latency_metric("itl", "ITL", lambda metrics: metrics.itl),
+    _latency_metric("e2e", "E2E latency", lambda metrics: metrics.e2e),
+    Metric("prefix_cache_hit_rate", "Prefix-cache hits", (_HITS,), _hit_rate),
+    Metric("preemptions_total", "Preemptions", (_PREEMPTIONS,), _preemptions),
 )
-"""The tiles of a server, in the order in which one looks for them."""
+"""The charts of an engine's figures, in the order in which one looks for them."""
 
 
-def read_gpu(gpu: Gpu) -> Reading:
-    """Return a GPU's memory, utilization and power."""
-    total, limit = gpu.memory_total_bytes, gpu.power_limit_w
-    readings = (gpu.memory_used_bytes, gpu.utilization, gpu.power_w)
-    used, busy, power = readings
-    figures = (
-        _figure(used, lambda b: f"{gib(b)} GiB", Chart("memory_used_bytes", _known(total)), "used"),
-        _figure(busy, percent, Chart("utilization", 1.0), "busy"),
-        _figure(power, lambda watts: f"{watts:.0f} W", Chart("power_w", _known(limit)), ""),
+def read_gpus(gpus: Sequence[Gpu]) -> tuple[Reading, ...]:
+    """Return memory, utilization and power of a server's GPUs: of several the most and the least, and power in sum."""
+    which = f"GPU {gpus[0].index}" if len(gpus) == 1 else f"GPUs {indices(gpu.index for gpu in gpus)}"
+    totals, limits = _known([gpu.memory_total_bytes for gpu in gpus]), _known([gpu.power_limit_w for gpu in gpus])
+    of = f"{which} · {gpu_kinds(gpus)}"
+    memory = (f"{of} · {gib(max(totals))} GiB" if totals else of), MEMORY, gibibytes, max(totals, default=None)
+    power = [gpu.power_w for gpu in gpus]
+    drawn = Chart("power_w_sum", POWER, watts, sum(limits) if len(limits) == len(gpus) else None)
+    known_w, sum_of = _known(power), "" if len(gpus) == 1 else f"of {plural(len(gpus), 'GPU')}"
+    total_w = Figure(watts(sum(known_w)), drawn, sum_of) if len(known_w) == len(gpus) else _nothing(drawn, sum_of)
+    return (
+        _spread("memory_used_bytes", "GPU memory", [gpu.memory_used_bytes for gpu in gpus], *memory),
+        _spread("utilization", "GPU utilization", [gpu.utilization for gpu in gpus], of, PERCENT, percent, 1.0),
+        Reading("power_w", "GPU power", (total_w,), _reason(power) or of, "gpus"),
     )
-    why = next((one.reason for one in readings if isinstance(one, Missing)), "")
-    parts = [short_gpu_name(gpu.name), why or ("" if isinstance(total, Missing) else f"{gib(total)} GiB")]
-    return Reading(f"GPU {gpu.index}", figures, " · ".join(part for part in parts if part))
 
 
-def read_host(host: Host) -> Reading:
+def _spread(
+    key: str,
+    title: str,
+    values: Sequence[float | Missing],
+    of: str,
+    unit: Unit,
+    show: Callable[[float], str],
+    top: float | None,
+) -> Reading:
+    """Show one value, or the most and the least of several; they are one where they read alike."""
+    high, low = (Chart(f"{key}_{which}", unit, show, top) for which in ("high", "low"))
+    known, detail = _known(values), _reason(values) or of
+    if len(values) == 1:
+        return Reading(key, title, (Figure(show(known[0]), high) if known else _nothing(high, ""),), detail, "gpus")
+    if not known:
+        return Reading(key, title, (_nothing(high, "most"), _nothing(low, "least")), detail, "gpus")
+    figures = Figure(show(max(known)), high, "most"), Figure(show(min(known)), low, "least")
+    return Reading(key, title, figures, detail, "gpus")
+
+
+def read_host(host: Host) -> tuple[Reading, ...]:
     """Return the box's CPU and memory, for a server that runs on no GPU."""
     cpu, total = host.cpu_utilization, host.memory_total_bytes
     used = total - host.memory_available_bytes
-    figures = (
-        _figure(cpu, percent, Chart("cpu_utilization", 1.0), f"of {host.cpu_count} cores"),
-        Figure(f"{gib(used)} GiB", Chart("memory_used_bytes", float(total)), f"of {gib(total)}"),
+    busy = Chart("cpu_utilization", PERCENT, percent, 1.0)
+    taken = Chart("memory_used_bytes", MEMORY, gibibytes, float(total))
+    cores = f"of {host.cpu_count} cores"
+    return (
+        Reading(
+            "cpu_utilization",
+            "CPU of the box",
+            (_nothing(busy, cores) if isinstance(cpu, Missing) else Figure(percent(cpu), busy, cores),),
+            cpu.reason if isinstance(cpu, Missing) else "",
+            "host",
+        ),
+        Reading(
+            "memory_available_bytes",
+            "Memory of the box",
+            (Figure(gibibytes(used), taken, f"of {gib(total)}"),),
+            "",
+            "host",
+        ),
     )
-    return Reading("CPU and memory of the box", figures, cpu.reason if isinstance(cpu, Missing) else "")
 
 
 def host_figures(host: Host) -> dict[str, float | None]:
     """Return the box's figures that are drawn over time."""
+    cpu = host.cpu_utilization
     used = host.memory_total_bytes - host.memory_available_bytes
-    return {"cpu_utilization": _known(host.cpu_utilization), "memory_used_bytes": float(used)}
+    return {"cpu_utilization": None if isinstance(cpu, Missing) else cpu, "memory_used_bytes": float(used)}
 
 
-def _figure(reading: float | Missing, how: Callable[[float], str], chart: Chart, label: str) -> Figure:
-    if isinstance(reading, Missing):
-        return Figure(NOTHING, chart, label, "dim")
-    return Figure(how(reading), chart, label)
+def _nothing(chart: Chart, label: str) -> Figure:
+    return Figure(NOTHING, chart, label, "dim")
 
 
-def _known(reading: float | Missing) -> float | None:
-    return None if isinstance(reading, Missing) else float(reading)
+def _known(values: Sequence[float | Missing]) -> list[float]:
+    return [float(value) for value in values if not isinstance(value, Missing)]
 
 
-def _share(ratio: float) -> str:
-    return f"{ratio * 100:.1f}%" if 0 < ratio < 0.0995 else percent(ratio)
+def _reason(values: Sequence[float | Missing]) -> str:
+    return next((value.reason for value in values if isinstance(value, Missing)), "")
