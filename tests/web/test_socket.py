@@ -14,7 +14,8 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.keeper.conftest import Box
+from backends.snapshots import ServerState
+from tests.keeper.conftest import Box, fake_profile
 from tests.web.conftest import PATIENCE_S, Web, keys, token_of
 
 OpenWeb = Callable[..., Web]
@@ -147,6 +148,22 @@ async def test_a_server_that_is_killed_leaves_no_tab(open_web: OpenWeb) -> None:
         web.process.kill()
         _, alive = await asyncio.to_thread(psutil.wait_procs, [left], PATIENCE_S)
         assert alive == []
+
+
+async def test_servers_outlive_it_and_it_warns_where_others_may_listen(open_web: OpenWeb, web_box: Box) -> None:
+    web_box.start(fake_profile())
+    served = await asyncio.to_thread(web_box.until, ServerState.READY)
+    web = open_web()
+    async with visitor(web.link()) as session, tab(session, web) as socket:
+        await shows(socket, "fake")
+        assert await asyncio.to_thread(web.end) == 0
+    assert web.process.stderr is not None
+    assert "WARNING" not in web.process.stderr.read()
+    still = web_box.server()
+    assert (still.state, still.pid) == (ServerState.READY, served.pid)
+    everywhere = web_box.spawn("web", "--port", "auto", "--host", "0.0.0.0")
+    assert everywhere.stderr is not None
+    assert "WARNING: nothing is encrypted" in everywhere.stderr.readline()
 
 
 def test_a_port_in_use_is_one_line(open_web: OpenWeb, web_box: Box) -> None:
