@@ -26,6 +26,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 STATIC = Path(textual_serve.__file__).parent / "static"
 HEARTBEAT_S = 15.0
+CLOSING_S = 1.0
+"""So long a browser may take to say goodbye, too."""
+
 MOST_COLUMNS, MOST_ROWS = 1000, 500
 NEW_LINK = "press Enter in the terminal where `gpubox web` runs, and open the link that it prints"
 POLICY = (
@@ -108,19 +111,20 @@ class WebServer:
             return web.Response(status=403, text="only the page of this very server may open its screen\n")
         if self._is_closing:
             return web.Response(status=503, text="gpubox web is ending\n")
-        websocket = web.WebSocketResponse(heartbeat=HEARTBEAT_S)
+        websocket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, timeout=CLOSING_S)
         await websocket.prepare(request)
         tab = Tab(self._arguments, websocket, self._downloads)
         self._tabs.add(tab)
+        code = WSCloseCode.OK
         try:
             await tab.start(*_size(request.query.get("width"), request.query.get("height")))
             await _listen(websocket, tab)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            await websocket.close(code=WSCloseCode.UNSUPPORTED_DATA)
+            code = WSCloseCode.UNSUPPORTED_DATA
         finally:
             await tab.stop()
             self._tabs.discard(tab)
-            await websocket.close()
+            await websocket.close(code=code)
         return websocket
 
     async def _download(self, request: web.Request) -> web.StreamResponse:
