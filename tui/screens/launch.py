@@ -24,6 +24,7 @@ from profiles.drafts import argument_names, completion
 from profiles.schema import NAME
 from tui.format import fit, gib, indices, plural, short_gpu_name, shown
 from tui.launching import Launchable, LaunchIntent, fit_of, memory_state
+from tui.screens.explain import ExplainScreen
 from tui.themes import MEMORY_LEVELS, Palette, palette
 from tui.widgets.bars import bar
 from tui.widgets.fit_bar import FitBar
@@ -62,6 +63,7 @@ class GpuPicker(LiveTable):
         Binding("a", "screen.choose('auto')", "Auto", id="launch.auto", tooltip="Let gpubox choose the freest GPUs"),
         Binding("c", "screen.choose('cpu')", "CPU", id="launch.cpu", tooltip="Serve on the CPU"),
         Binding("enter", "screen.start", "Start", show=False),
+        Binding("i", "screen.explain", "Explain", show=False, id="launch.explain", tooltip="What the figures mean"),
     ]
 
 
@@ -305,6 +307,10 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         self._ticked.clear()
         self._rest = rest
         self._follow()
+
+    def action_explain(self) -> None:
+        """Say what the figures of the bar and of the list mean."""
+        self.app.push_screen(ExplainScreen(("fit", "weights", "kv_cache", "memory_free_bytes", "grants")))
 
     @on(Input.Submitted)
     def action_start(self) -> None:
