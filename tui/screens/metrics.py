@@ -15,6 +15,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from backends.errors import GpuboxError
+from backends.memory import divisions
 from backends.metrics.series import gpu_figures, server_figures
 from backends.snapshots import Event, Missing, Server, ServerState, Snapshot
 from tui.format import clock_time, count, duration, fit
@@ -24,11 +25,13 @@ from tui.widgets.metric_axis import TimeAxis
 from tui.widgets.metric_chart import GUTTER, MetricChart, drawn
 from tui.widgets.metric_history import History, high_and_low, merged_figures
 from tui.widgets.metric_marks import Mark, mark_cell, marks_of, placed, told_at
+from tui.widgets.metric_memory import MetricMemory
 from tui.widgets.metric_readings import METRICS, Reading, Source, host_figures, read_gpus, read_host
 from tui.widgets.metric_times import times_line
 from tui.widgets.status_bar import describe
 
 WINDOWS_S = (300.0, 900.0, 3600.0, 60.0)
+MEMORY = ("memory_parts", "weights", "kv_cache", "cuda_graphs", "activation", "other_memory")
 TILE_CELLS = 38
 GAP = 2
 MOST_COLUMNS = 5
@@ -72,6 +75,7 @@ class MetricsScreen(GpuboxScreen):
         """Make the parts; there are as many charts as there are figures."""
         yield Static(id="head")
         yield VerticalScroll(id="charts", can_focus=False)
+        yield MetricMemory(id="memory")
         yield Static(id="times")
         yield Static("Waiting for the keeper…", id="empty")
 
@@ -84,6 +88,10 @@ class MetricsScreen(GpuboxScreen):
         for part in ("#charts", "#times"):
             self.query_one(part).display = server is not None
         self.query_one("#empty").display = server is None
+        memory, divided = self.query_one(MetricMemory), divisions(server, snapshot.box) if server else ()
+        memory.display = bool(divided) and not self._is_large
+        if divided:
+            memory.show(divided, self.app.size.width - 2)
         if server is None:
             self._keys = ()
             self.query_one("#head", Static).update(Text())
@@ -195,7 +203,8 @@ class MetricsScreen(GpuboxScreen):
     def explained(self) -> tuple[str, ...]:
         """Name the figures of the charts, the chosen one first."""
         shown = (self._chosen, *(key for key in self._keys if key != self._chosen)) if self._keys else ()
-        return tuple(key for one in shown for key in ((one, "waiting") if one == "running" else (one,)))
+        figures = tuple(key for one in shown for key in ((one, "waiting") if one == "running" else (one,)))
+        return (*figures, *MEMORY) if self.query_one(MetricMemory).display and figures else figures
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer what does something: a cursor can be moved where it is, a mark be gone to where there is one."""
