@@ -7,6 +7,7 @@ plausible and the same each time they are asked for.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from zlib import crc32
@@ -32,6 +33,8 @@ STOP_S = 3.0
 STEADY_EVERY_S = 10.0
 WITH_PROGRESS = ("weights", "cuda graphs")
 GIB = 1 << 30
+HELD_BYTES = 125.8 * GIB
+"""What a server holds of an H200, the GPU that is simulated unless another is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +142,14 @@ def figures_at(life: Life, at: float) -> StartFigures | None:
     """Return what its log has told by `at` of its memory."""
     if life.fails_with or at < life.launched_at + sum(seconds for _, seconds, _ in START[:5]):
         return None
+    named = re.search(r"(\d+(?:\.\d+)?)b\b", life.model.lower())
+    weights = float(named[1] if named else 7) * 2e9 / max(1, len(life.gpus))
     return StartFigures(
-        weights_bytes=round(12.29 * GIB),
+        weights_bytes=round(weights),
         activation_bytes=round(1.12 * GIB),
         non_torch_bytes=round(0.22 * GIB),
         graphs_bytes=round(0.89 * GIB) if at >= life.ready_at else None,
-        kv_available_bytes=round(42.29 * GIB),
+        kv_available_bytes=max(0, round(HELD_BYTES - weights - 2.6 * GIB)),
         kv_tokens=791_808,
         max_concurrency=96.66,
         max_model_len=life.max_model_len,
