@@ -37,8 +37,8 @@ class ServerActions(App[None]):
     readonly: bool
     store: Store | None
     awaited: str | None = None
-    snapshot: reactive[Snapshot | None] = reactive(None)
-    selected: reactive[str | None] = reactive(None)
+    snapshot: reactive[Snapshot | None] = reactive(None, repaint=False)
+    selected: reactive[str | None] = reactive(None, repaint=False)
 
     @property
     def servers(self) -> tuple[Server, ...]:

@@ -109,8 +109,8 @@ class GpuboxApp(ServerActions):
         Binding("q", "quit", "Quit", id="app.quit", tooltip="Leave; servers keep running"),
     ]
 
-    trouble: reactive[KeeperTrouble | None] = reactive(None)
-    heard: reactive[tuple[Event, ...]] = reactive(())
+    trouble: reactive[KeeperTrouble | None] = reactive(None, repaint=False)
+    heard: reactive[tuple[Event, ...]] = reactive((), repaint=False)
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The NVIDIA driver's own figures, through NVML: the only importer of pynvml.
+"""The NVIDIA driver's own figures, through NVML; beside `nvml_figures` the only importer of pynvml.
 
 Each figure is read on its own: one that a GPU does not support is Missing and leaves the others whole. A GPU that falls
 off the bus stays listed under its last known index, UUID and name. A driver that is reloaded is opened again.
@@ -8,51 +8,50 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import pynvml
 
-from backends.gpus.processes import describe
+from backends.gpus.nvml_figures import (
+    DRIVER_IS_GONE,
+    NOT_SUPPORTED,
+    Listed,
+    ecc_errors,
+    figure,
+    memory,
+    processes,
+    quietly,
+    rare_processes,
+    reason_of,
+    throttling,
+)
 from backends.gpus.sampler import GpuReading
-from backends.gpus.throttling import throttling_words
 from backends.gpus.xids import WatchEndedError, XidWatch
-from backends.snapshots import EccErrors, Gpu, GpuProcess, Missing
-
-T = TypeVar("T")
+from backends.snapshots import EccErrors, Gpu, Missing
 
 LONGEST_PAUSE_S = 30.0
 ECC_EVERY_S = 10.0
 """Counting errors of the memory takes longer than the other figures, and seldom changes."""
 
+RARE_EVERY_S = 5.0
+"""How old what hardly ever changes may be: each call costs as much as one for what does."""
+
 XID_WAIT_MS = 500
 NO_DEVICES = "the NVIDIA driver works but has no GPU to show: none is fitted, or none was given to this container"
-LOST = "it fell off the bus (NVML: GPU is lost); dmesg names the Xid, and the box may need a reboot"
 VANISHED = "the driver does not list it any more; dmesg may say why"
-NOT_SUPPORTED = "not supported by this GPU"
-NO_MEMORY_FIGURE = "the driver does not tell (memory shared with the host?)"
 
-_REASONS = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
-        "NVML is not on this machine (libnvidia-ml.so.1): no NVIDIA driver, or a container started without its GPUs"
-    ),
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded: `sudo modprobe nvidia`, or reboot",
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
-        "NVML and the loaded NVIDIA driver are of different versions (an upgrade?): reboot, or reload the driver"
-    ),
-    pynvml.NVML_ERROR_NO_PERMISSION: "this user may not talk to the NVIDIA driver: look at the modes of /dev/nvidia*",
-    pynvml.NVML_ERROR_NOT_SUPPORTED: NOT_SUPPORTED,
-    pynvml.NVML_ERROR_GPU_IS_LOST: LOST,
-    pynvml.NVML_ERROR_UNINITIALIZED: "the NVIDIA driver was restarted",
-}
-_DRIVER_IS_GONE = frozenset(
-    {
-        pynvml.NVML_ERROR_UNINITIALIZED,
-        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
-        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
-    }
-)
+
+@dataclass(frozen=True, slots=True)
+class _Rare:
+    """What hardly ever changes of a GPU, as it was `read_at`."""
+
+    read_at: float
+    name: str | Missing
+    power_limit_mw: int | Missing
+    mig_modes: Any
+    processes: tuple[Listed, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,8 @@ class Nvml:
         self._watches_xids = watches_xids
         self._xids: XidWatch | None = None
         self._ecc: dict[str, tuple[float, EccErrors | Missing]] = {}
+        self._rare: dict[str, _Rare] = {}
+        self._versions: tuple[str | Missing, int | Missing] | None = None
         self._is_open = False
         self._failures = 0
         self._retry_at = 0.0
@@ -107,7 +108,7 @@ class Nvml:
             try:
                 modes[uuid] = bool(pynvml.nvmlDeviceGetPersistenceMode(pynvml.nvmlDeviceGetHandleByUUID(uuid)))
             except pynvml.NVMLError as error:
-                modes[uuid] = Missing(_reason(error))
+                modes[uuid] = Missing(reason_of(error))
         return modes
 
     def close(self) -> None:
@@ -115,9 +116,11 @@ class Nvml:
         if self._xids is not None:
             self._xids.close()
             self._xids = None
+        self._rare.clear()
+        self._versions = None
         if self._is_open:
             self._is_open = False
-            _quietly(pynvml.nvmlShutdown)
+            quietly(pynvml.nvmlShutdown)
 
     def _open(self) -> bool:
         if not self._is_open and self._clock() >= self._retry_at:
@@ -138,7 +141,7 @@ class Nvml:
         self._failures += 1
         pause = 0.0 if self._failures == 1 else min(LONGEST_PAUSE_S, 2.0 ** min(self._failures - 2, 8))
         self._retry_at = self._clock() + pause
-        self._closed_because = _reason(error)
+        self._closed_because = reason_of(error)
 
     def _read(self) -> GpuReading:
         gpus = [self._gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
@@ -153,8 +156,10 @@ class Nvml:
         self._known |= {gpu.uuid: gpu for gpu in gpus if not gpu.uuid.startswith(_NAMELESS)}
         # Stable: where the driver numbers anew, its own GPU comes before the vanished one of the same index.
         gpus.sort(key=lambda gpu: gpu.index)
-        driver = _figure(pynvml.nvmlSystemGetDriverVersion)
-        cuda = _figure(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+        if self._versions is None:
+            versions = pynvml.nvmlSystemGetDriverVersion, pynvml.nvmlSystemGetCudaDriverVersion_v2
+            self._versions = figure(versions[0]), figure(versions[1])
+        driver, cuda = self._versions
         return GpuReading(
             gpus=tuple(gpus),
             no_gpus=None if gpus else NO_DEVICES,
@@ -166,17 +171,31 @@ class Nvml:
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             uuid = str(pynvml.nvmlDeviceGetUUID(handle))
-            return replace(_read_gpu(index, uuid, handle), ecc=self._ecc_errors(uuid, handle))
+            return replace(
+                _read_gpu(index, uuid, handle, self._rare_of(uuid, handle)), ecc=self._ecc_errors(uuid, handle)
+            )
         except pynvml.NVMLError as error:
-            if error.value in _DRIVER_IS_GONE:
+            if error.value in DRIVER_IS_GONE:
                 raise
             known = next((gpu for gpu in self._known.values() if gpu.index == index), None)
-            return _unreadable(known or _nameless(index), _reason(error))
+            return _unreadable(known or _nameless(index), reason_of(error))
+
+    def _rare_of(self, uuid: str, handle: Any) -> _Rare:
+        known = self._rare.get(uuid)
+        if known is None or self._clock() - known.read_at >= RARE_EVERY_S:
+            known = self._rare[uuid] = _Rare(
+                self._clock(),
+                figure(pynvml.nvmlDeviceGetName, handle),
+                figure(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle),
+                figure(pynvml.nvmlDeviceGetMigMode, handle),
+                rare_processes(handle),
+            )
+        return known
 
     def _ecc_errors(self, uuid: str, handle: Any) -> EccErrors | Missing:
         read_at, errors = self._ecc.get(uuid, (0.0, None))
         if errors is None or self._clock() - read_at >= ECC_EVERY_S:
-            errors = _ecc(handle)
+            errors = ecc_errors(handle)
             self._ecc[uuid] = self._clock(), errors
         return errors
 
@@ -199,8 +218,8 @@ class _Events:
             self._uuids[_address(handle)] = uuid
             pynvml.nvmlDeviceRegisterEvents(handle, kind, self._set)
         except pynvml.NVMLError as error:
-            may_change = error.value in _DRIVER_IS_GONE or error.value == pynvml.NVML_ERROR_GPU_IS_LOST
-            return False if may_change else Missing(_reason(error))
+            may_change = error.value in DRIVER_IS_GONE or error.value == pynvml.NVML_ERROR_GPU_IS_LOST
+            return False if may_change else Missing(reason_of(error))
         return True
 
     def wait(self) -> tuple[str, int] | None:
@@ -213,14 +232,14 @@ class _Events:
             if error.value == pynvml.NVML_ERROR_GPU_IS_LOST:
                 time.sleep(XID_WAIT_MS / 1000)  # it answers so at once, for as long as the GPU is lost
                 return None
-            raise WatchEndedError(_reason(error)) from error
+            raise WatchEndedError(reason_of(error)) from error
         uuid = self._uuids.get(_address(event.device))
         return None if uuid is None else (uuid, int(event.eventData))
 
     def close(self) -> None:
         """See XidEvents."""
         if self._set:
-            _quietly(lambda: pynvml.nvmlEventSetFree(self._set))
+            quietly(lambda: pynvml.nvmlEventSetFree(self._set))
 
 
 _NAMELESS = "unreadable-"
@@ -249,46 +268,28 @@ def _unreadable(gpu: Gpu, reason: str) -> Gpu:
     )
 
 
-def _read_gpu(index: int, uuid: str, handle: Any) -> Gpu:
-    name = _figure(pynvml.nvmlDeviceGetName, handle)
-    total, used, free = _memory(handle)
-    rates = _figure(pynvml.nvmlDeviceGetUtilizationRates, handle)
-    power_mw = _figure(pynvml.nvmlDeviceGetPowerUsage, handle)
-    limit_mw = _figure(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
-    mig_modes = _figure(pynvml.nvmlDeviceGetMigMode, handle)
+def _read_gpu(index: int, uuid: str, handle: Any, rare: _Rare) -> Gpu:
+    total, used, free = memory(handle)
+    rates = figure(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    power_mw = figure(pynvml.nvmlDeviceGetPowerUsage, handle)
+    limit_mw, mig_modes = rare.power_limit_mw, rare.mig_modes
     mig = not isinstance(mig_modes, Missing) and mig_modes[0] == pynvml.NVML_DEVICE_MIG_ENABLE
     return Gpu(
         index=index,
         uuid=uuid,
-        name="unknown GPU" if isinstance(name, Missing) else str(name),
+        name="unknown GPU" if isinstance(rare.name, Missing) else str(rare.name),
         memory_total_bytes=total,
         memory_used_bytes=used,
         memory_free_bytes=free,
         utilization=rates if isinstance(rates, Missing) else rates.gpu / 100,
-        temperature_c=_figure(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        temperature_c=figure(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         power_w=power_mw if isinstance(power_mw, Missing) else power_mw / 1000,
         power_limit_w=limit_mw if isinstance(limit_mw, Missing) else limit_mw / 1000,
-        processes=_processes(handle),
+        processes=processes(handle, rare.processes),
         mig=mig,
         refusal=f"MIG is enabled: gpubox assigns whole GPUs (`sudo nvidia-smi -i {index} -mig 0`)" if mig else None,
-        throttling=_throttling(handle),
+        throttling=throttling(handle),
     )
-
-
-def _throttling(handle: Any) -> tuple[str, ...] | Missing:
-    """Return in words why a GPU's clocks are held down now; that it has nothing to do is none of it."""
-    reasons = _figure(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
-    if isinstance(reasons, Missing):  # drivers before 535 know the call by its old name only
-        reasons = _figure(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
-    return reasons if isinstance(reasons, Missing) else throttling_words(reasons)
-
-
-def _ecc(handle: Any) -> EccErrors | Missing:
-    kinds = (pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)
-    counts: list[Any] = [
-        _figure(pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, pynvml.NVML_VOLATILE_ECC) for kind in kinds
-    ]
-    return next((count for count in counts if isinstance(count, Missing)), None) or EccErrors(*counts)
 
 
 def _address(handle: Any) -> int:
@@ -302,7 +303,7 @@ def _find_neighbours(uuids: list[str]) -> dict[str, _Neighbours]:
         try:
             return call(*args)
         except pynvml.NVMLError as error:
-            if error.value in _DRIVER_IS_GONE:
+            if error.value in DRIVER_IS_GONE:
                 raise
             return None
 
@@ -322,78 +323,3 @@ def _find_neighbours(uuids: list[str]) -> dict[str, _Neighbours]:
         return () if handle is None else tuple(other for other, one in others.items() if are_near(handle, one))
 
     return {uuid: _Neighbours(near(uuid, nvlinked), near(uuid, on_one_node)) for uuid in uuids}
-
-
-def _memory(handle: Any) -> tuple[int | Missing, int | Missing, int | Missing]:
-    """Return total, used and free as nvidia-smi shows them: what the driver reserves for itself is not used.
-
-    Drivers before 510 have only the first form of the call, in which the reserve counts as used.
-    """
-    info = _figure(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
-    if isinstance(info, Missing):
-        info = _figure(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    if isinstance(info, Missing):
-        missing = Missing(NO_MEMORY_FIGURE) if info.reason == NOT_SUPPORTED else info
-        return missing, missing, missing
-    return info.total, info.used, info.free
-
-
-def _processes(handle: Any) -> tuple[GpuProcess, ...] | Missing:
-    """Return the processes on a GPU, the largest first; one that computes and draws counts as computing."""
-    compute = _listed(handle, "nvmlDeviceGetComputeRunningProcesses")
-    if isinstance(compute, Missing):
-        return compute
-    found: dict[int, GpuProcess] = {}
-    _add(found, compute, "compute")
-    _add(found, _listed(handle, "nvmlDeviceGetMPSComputeRunningProcesses"), "compute")
-    _add(found, _listed(handle, "nvmlDeviceGetGraphicsRunningProcesses"), "graphics")
-
-    def size(process: GpuProcess) -> int:
-        return 0 if isinstance(process.memory_bytes, Missing) else process.memory_bytes
-
-    return tuple(sorted(found.values(), key=lambda process: (-size(process), process.pid)))
-
-
-def _listed(handle: Any, function: str) -> list[Any] | Missing:
-    """Call the newest form of a process list that this driver has."""
-    procs: list[Any] | Missing = Missing(NOT_SUPPORTED)
-    for form in ("_v3", "_v2"):
-        procs = _figure(getattr(pynvml, function + form), handle)
-        if not isinstance(procs, Missing):
-            break
-    return procs
-
-
-def _add(found: dict[int, GpuProcess], listed: Iterable[Any] | Missing, kind: Literal["compute", "graphics"]) -> None:
-    if isinstance(listed, Missing):
-        return
-    memory: dict[int, int | None] = {}
-    for entry in listed:  # under MIG a process is listed once for each instance
-        if entry.pid not in found:
-            held = memory.get(entry.pid)
-            memory[entry.pid] = entry.usedGpuMemory if held is None else held + (entry.usedGpuMemory or 0)
-    for pid, held in memory.items():
-        command, user = describe(pid)
-        told = Missing("the driver does not tell it for this process") if held is None else held
-        found[pid] = GpuProcess(pid, command, user, told, kind)
-
-
-def _figure(call: Callable[..., T], *args: object) -> T | Missing:
-    """Read one figure; raises only what concerns more than this figure: the GPU, or NVML as a whole."""
-    try:
-        return call(*args)
-    except pynvml.NVMLError as error:
-        if error.value in _DRIVER_IS_GONE or error.value == pynvml.NVML_ERROR_GPU_IS_LOST:
-            raise
-        return Missing(_reason(error))
-
-
-def _reason(error: pynvml.NVMLError) -> str:
-    return _REASONS.get(error.value, f"NVML: {str(error).rstrip('.')}")
-
-
-def _quietly(call: Callable[[], object]) -> None:
-    try:
-        call()
-    except pynvml.NVMLError:
-        return

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -49,6 +50,9 @@ _HISTOGRAMS = _TTFT + _ITL + _E2E
 _WANTED = re.compile(
     rf"vllm:(?:({'|'.join(_VALUES)})(?:_total)?|({'|'.join(_HISTOGRAMS)})(?:_bucket|_count|_sum))(?=[{{\s])"
 )
+
+_PLAIN = re.compile(r"[a-z0-9_:]+(\{[^{}\\]{0,1000}\}) ([0-9]{1,40}(?:\.[0-9]{1,40})?(?:e[+-]?[0-9]{1,2})?)")
+"""Nearly every line, quick to read: labels without escapes, a plain number, no time."""
 
 _Labels = Mapping[str, str]
 _Samples = dict[str, list[tuple[_Labels, float]]]
@@ -138,6 +142,8 @@ def _sample(line: str) -> tuple[_Labels, float] | None:
     """Parse one line; None where it cannot be read, or where its value is not a finite number."""
     if len(line) > MAX_LINE_CHARACTERS:
         return None
+    if (plain := _PLAIN.fullmatch(line)) is not None and (labels := _labels(plain[1])) is not None:
+        return labels, float(plain[2])
     try:
         (metric,) = text_string_to_metric_families(line)
         (sample,) = metric.samples
@@ -145,6 +151,18 @@ def _sample(line: str) -> tuple[_Labels, float] | None:
     except (ValueError, IndexError, OverflowError):
         return None
     return (sample.labels, value) if math.isfinite(value) else None
+
+
+@lru_cache(maxsize=8192)
+def _labels(text: str) -> _Labels | None:
+    """Parse `{…}`; the same ones come again at each reading, and parsing them is most of a page's work."""
+    try:
+        (metric,) = text_string_to_metric_families(f"x{text} 0\n")
+        (sample,) = metric.samples
+    except (ValueError, IndexError, OverflowError):
+        return None
+    labels: _Labels = sample.labels
+    return labels
 
 
 def _page(samples: _Samples) -> Page:

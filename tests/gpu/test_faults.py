@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from backends.gpu_readings import Xid
-from backends.gpus.nvml import ECC_EVERY_S, LOST, Nvml
+from backends.gpus.nvml import ECC_EVERY_S, Nvml
+from backends.gpus.nvml_figures import LOST
 from backends.gpus.xids import AGAIN_S, KEPT, WatchEndedError, XidWatch, meaning
 from backends.snapshots import EccErrors, Gpu, Missing
 from tests.gpu.conftest import NvmlStub, StubGpu, uuid_of

@@ -13,7 +13,8 @@ import pytest
 
 from backends.gpu_readings import NOT_WATCHED
 from backends.gpus.host import HostReader
-from backends.gpus.nvml import LOST, NO_DEVICES, NO_MEMORY_FIGURE, VANISHED, Nvml
+from backends.gpus.nvml import NO_DEVICES, VANISHED, Nvml
+from backends.gpus.nvml_figures import LOST, NO_MEMORY_FIGURE
 from backends.gpus.processes import ANOTHER_CONTAINER
 from backends.gpus.sampler import BoxSampler
 from backends.snapshots import Box, EccErrors, Gpu, Missing, dump, load
