@@ -142,18 +142,27 @@ def figures_at(life: Life, at: float) -> StartFigures | None:
     """Return what its log has told by `at` of its memory."""
     if life.fails_with or at < life.launched_at + sum(seconds for _, seconds, _ in START[:5]):
         return None
-    named = re.search(r"(\d+(?:\.\d+)?)b\b", life.model.lower())
-    weights = float(named[1] if named else 7) * 2e9 / max(1, len(life.gpus))
+    weights, kv_bytes, tokens = _memory(life)
     return StartFigures(
         weights_bytes=round(weights),
         activation_bytes=round(1.12 * GIB),
         non_torch_bytes=round(0.22 * GIB),
         graphs_bytes=round(0.89 * GIB) if at >= life.ready_at else None,
-        kv_available_bytes=max(0, round(HELD_BYTES - weights - 2.6 * GIB)),
-        kv_tokens=791_808,
-        max_concurrency=96.66,
+        kv_available_bytes=round(kv_bytes),
+        kv_tokens=tokens,
+        max_concurrency=tokens / life.max_model_len,
         max_model_len=life.max_model_len,
     )
+
+
+def _memory(life: Life) -> tuple[float, float, int]:
+    """Return the bytes of weights and of KV cache on each GPU, and how many tokens all of the KV cache has room for."""
+    named = re.search(r"(\d+(?:\.\d+)?)b\b", life.model.lower())
+    billions, gpus = float(named[1] if named else 7), max(1, len(life.gpus))
+    weights = billions * 2e9 / gpus
+    kv_bytes = max(0.0, HELD_BYTES - weights - 2.6 * GIB)
+    token_bytes = 57_344 if billions < 10 else 196_608 if billions < 40 else 327_680
+    return weights, kv_bytes, int(kv_bytes * gpus / token_bytes) // 16 * 16
 
 
 def load_at(life: Life, at: float) -> float:
@@ -239,7 +248,7 @@ def metrics_at(life: Life, at: float) -> Metrics | Missing:
         ttft=_latency(0.055 + 0.11 * load + 0.2 * (waiting > 0), load, 0.001),
         itl=_latency(0.012 + 0.016 * load, load, 0.01),
         e2e=_latency(2.4 + 3.2 * load, load, 0.3),
-        kv_cache_tokens=791_808,
+        kv_cache_tokens=_memory(life)[2],
         sleep_state="awake",
     )
 
@@ -273,7 +282,7 @@ def _start_lines(life: Life) -> list[tuple[float, str]]:
         "engine": f"{core} [core.py:116] Initializing a V1 LLM engine (v0.26.0) with config: model='{life.model}'",
         "weights": f"{core} [model_runner.py:284] Loading model from scratch...",
         "compile": f"{core} [backends.py:1155] Dynamo bytecode transform time: 3.67 s",
-        "kv cache": f"{core} [kv_cache_utils.py:2177] GPU KV cache size: 791,808 tokens",
+        "kv cache": f"{core} [kv_cache_utils.py:2177] GPU KV cache size: {_memory(life)[2]:,} tokens",
         "cuda graphs": f"{core} Capturing CUDA graphs (FULL):  10%|█         | 5/51",
         "warm-up": f"{core} [core.py:340] init engine (profile, create kv cache, warmup model) took 41.30 s",
     }

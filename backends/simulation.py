@@ -81,7 +81,7 @@ class SimulatedKeeper:
         self._info = KeeperInfo(pid=4242, version="simulated", started_at=clock() - 7200)
         self._hub = Hub()
         self._lives = {life.name: life for life in self._first_lives(clock())}
-        self._break_a_gpu(clock())
+        self._tell_of_the_past(clock())
         self._past = [earlier for life in self._lives.values() for earlier in earlier_lives(life)]
         self._digests: dict[str, str | None] = {}
         self._states = {name: state_at(life, clock())[0] for name, life in self._lives.items()}
@@ -235,11 +235,19 @@ class SimulatedKeeper:
                     card=OUT_OF_MEMORY_CARD if failure else None,
                 )
 
-    def _break_a_gpu(self, now: float) -> None:
-        at = now - FAULTY_SINCE_S
-        if self._gpus.break_at(at):
+    def _tell_of_the_past(self, now: float) -> None:
+        """Have on record what a keeper would have told of the servers and GPUs that are there from the start."""
+        told = []
+        for life in self._lives.values():
+            end = (ServerState.FAILED, life.ended_at or now) if life.fails_with else (ServerState.READY, life.ready_at)
+            for state, at in ((ServerState.STARTING, life.launched_at), end):
+                if at <= now:
+                    told.append(Event(at, life.name, *_told(life, state)))
+        if self._gpus.break_at(now - FAULTY_SINCE_S):
             text = f"GPU {FAULTY_AT}: XID {FAULT}, {meaning(FAULT)}"
-            self._hub.publish(EventUpdate(Event(at, "", "xid", text)))
+            told.append(Event(now - FAULTY_SINCE_S, "", "xid", text))
+        for event in sorted(told, key=lambda event: event.at):
+            self._hub.publish(EventUpdate(event))
 
     async def _run(self) -> None:
         while True:
@@ -273,15 +281,8 @@ class SimulatedKeeper:
         if self._states.get(life.name) is state:
             return
         self._states[life.name] = state
-        told = {
-            ServerState.STARTING: ("started", "started on " + _where(life)),
-            ServerState.READY: ("ready", f"ready in {START_S:.0f} s"),
-            ServerState.FAILED: ("failed", f"failed: {life.fails_with}"),
-            ServerState.STOPPED: ("stopped", "stopped; its memory is back" if life.gpus else "stopped"),
-        }
-        if state in told:
-            kind, text = told[state]
-            self._hub.publish(EventUpdate(Event(now, life.name, kind, text)))
+        if state in TOLD:
+            self._hub.publish(EventUpdate(Event(now, life.name, *_told(life, state))))
 
     def _take(self, life: Life) -> None:
         before = self._lives.get(life.name)
@@ -376,3 +377,16 @@ def _gpus_of(profile: Mapping[str, Any]) -> int:
 
 def _stamp(at: float) -> str:
     return datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds")
+
+
+TOLD = frozenset({ServerState.STARTING, ServerState.READY, ServerState.FAILED, ServerState.STOPPED})
+
+
+def _told(life: Life, state: ServerState) -> tuple[str, str]:
+    """Return the kind and the words of the event that a server's change to `state` is; one of `TOLD`."""
+    return {
+        ServerState.STARTING: ("started", "started on " + _where(life)),
+        ServerState.READY: ("ready", f"ready in {START_S:.0f} s"),
+        ServerState.FAILED: ("failed", f"failed: {life.fails_with}"),
+        ServerState.STOPPED: ("stopped", "stopped; its memory is back" if life.gpus else "stopped"),
+    }[state]
