@@ -8,8 +8,8 @@ terminal is slower than the screen, a frame that was left out costs nothing eith
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from itertools import repeat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.cells import cell_len, get_character_cell_size
 from rich.color import ColorSystem
@@ -47,12 +47,22 @@ class Look:
         self.on_space = (self.background, link, self if lines else None)
 
 
-Cell = tuple[str, Look | None]
-"""A character and its look; the rest of a character that is wider than one cell is ""."""
-
 PLAIN = Look("", "")
-_BLANK: Cell = (" ", PLAIN)
-_UNKNOWN: Cell = ("", None)
+
+
+@dataclass(slots=True, eq=True)
+class Row:
+    """A line of cells: the character of each ("" in the rest of one that is wider than a cell), and its look.
+
+    Two lists, and no pair for each cell: the garbage collector would look through thousands of pairs for each frame.
+    """
+
+    letters: list[str]
+    looks: list[Look | None]
+
+    def copy(self) -> Row:
+        """Return a row of its own with the same cells."""
+        return Row(self.letters.copy(), self.looks.copy())
 
 
 class Painter:
@@ -61,20 +71,20 @@ class Painter:
     def __init__(self, colours: ColorSystem) -> None:
         self._colours = colours
         self._looks: dict[tuple[str, str], Look] = {}
-        self._wanted: list[list[Cell]] = []
-        self._shown: list[list[Cell]] = []
+        self._wanted: list[Row] = []
+        self._shown: list[Row] = []
         self._changed: set[int] = set()
         self._look_now: Look | None = None
 
     def resize(self, width: int, height: int) -> None:
         """Begin anew with another size, in cells; the same size changes nothing."""
-        if len(self._wanted) != height or len(self._wanted[0]) != width:
-            self._wanted = [[_BLANK] * width for _ in range(height)]
+        if len(self._wanted) != height or len(self._wanted[0].letters) != width:
+            self._wanted = [Row([" "] * width, [PLAIN] * width) for _ in range(height)]
             self.forget()
 
     def forget(self) -> None:
         """Take it that somebody else has written to the terminal: everything is to be painted."""
-        self._shown = [[_UNKNOWN] * len(row) for row in self._wanted]
+        self._shown = [_unknown(len(row.letters)) for row in self._wanted]
         self._changed = set(range(len(self._wanted)))
         self._look_now = None
 
@@ -91,6 +101,8 @@ class Painter:
             for end, (at, part) in zip(update.chop_ends[y], update.chops[y].items(), strict=False):
                 if part is not None and at < last and end > first:
                     self._put(at, y, part if end <= last else part.crop(0, last - at))
+                    # A strip that was not cut keeps itself as its only part: a cycle for the collector to find.
+                    part._divide_cache.clear()
 
     @property
     def has_more(self) -> bool:
@@ -113,7 +125,7 @@ class Painter:
                 continue
             for first, last in _differing(wanted, shown):
                 out.append(f"\x1b[{y + 1};{first + 1}H")
-                for text, its in wanted[first:last]:
+                for text, its in zip(wanted.letters[first:last], wanted.looks[first:last], strict=True):
                     if look is not its and its is not None and not _same_space(text, look, its):
                         out.append(_turned(look, its))
                         look = its
@@ -126,16 +138,21 @@ class Painter:
         if y >= len(self._wanted):
             return
         row = self._wanted[y]
-        cells: list[Cell] = []
+        letters: list[str] = []
+        looks: list[Look | None] = []
         for text, style, _ in strip:
-            cells.extend(_cells(text, self._look(style)))
-        del cells[len(row) - x :]
-        end = x + len(cells)
-        if row[x:end] == cells:
+            parts = text if SINGLE.fullmatch(text) else _parts(text)
+            letters.extend(parts)
+            looks.extend([self._look(style)] * len(parts))
+        del letters[len(row.letters) - x :]
+        del looks[len(row.letters) - x :]
+        end = x + len(letters)
+        if row.letters[x:end] == letters and row.looks[x:end] == looks:
             return
         _cut(row, x)
         _cut(row, end)
-        row[x:end] = cells
+        row.letters[x:end] = letters
+        row.looks[x:end] = looks
         self._changed.add(y)
 
     def _look(self, style: Style | None) -> Look:
@@ -149,52 +166,57 @@ class Painter:
         return look
 
 
-def _cells(text: str, look: Look) -> Iterator[Cell]:
+def _unknown(width: int) -> Row:
+    return Row([""] * width, [None] * width)
+
+
+def _parts(text: str) -> Sequence[str]:
     """Split text into cells; what cannot be split surely (joined or combined characters) becomes one wide cell."""
-    if SINGLE.fullmatch(text):
-        return zip(text, repeat(look))
     widths, whole = [get_character_cell_size(letter) for letter in text], cell_len(text)
     if all(widths) and sum(widths) == whole:
-        letters = [part for letter, width in zip(text, widths, strict=True) for part in (letter, *[""] * (width - 1))]
-        return zip(letters, repeat(look))
-    return zip((text, *[""] * (whole - 1)) if whole else (), repeat(look))
+        return [part for letter, width in zip(text, widths, strict=True) for part in (letter, *[""] * (width - 1))]
+    return (text, *[""] * (whole - 1)) if whole else ()
 
 
-def _cut(row: list[Cell], x: int) -> None:
+def _cut(row: Row, x: int) -> None:
     """Blank a character that lies across the left edge of cell `x`: one half of it cannot stand."""
-    if 0 < x < len(row) and row[x][0] == "":
+    letters = row.letters
+    if 0 < x < len(letters) and letters[x] == "":
         first = x
-        while first > 0 and row[first][0] == "":
+        while first > 0 and letters[first] == "":
             first -= 1
-        while x < len(row) and row[x][0] == "":
+        while x < len(letters) and letters[x] == "":
             x += 1
-        row[first:x] = [(" ", row[first][1])] * (x - first)
+        letters[first:x] = [" "] * (x - first)
+        row.looks[first:x] = [row.looks[first]] * (x - first)
 
 
-def _differing(wanted: list[Cell], shown: list[Cell]) -> Iterator[tuple[int, int]]:
+def _differing(wanted: Row, shown: Row) -> Iterator[tuple[int, int]]:
     """Yield what is to be written, as first cell and cell behind the last: whole characters, and no small gaps."""
-    pairs = enumerate(zip(wanted, shown, strict=True))
+    cells = enumerate(zip(wanted.letters, shown.letters, wanted.looks, shown.looks, strict=True))
     changed = [
-        x for x, (one, other) in pairs if one != other and not (one[0] == other[0] and _same_space(*other, one[1]))
+        x
+        for x, (text, other, look, its) in cells
+        if text != other or (look is not its and not _same_space(text, look, its))
     ]
     first = last = -1
     for x in changed:
         if first >= 0 and x - last > LEAST_GAP:
-            yield _whole(wanted, shown, first, last)
+            yield _whole(wanted.letters, shown.letters, first, last)
             first = x
         elif first < 0:
             first = x
         last = x
     if first >= 0:
-        yield _whole(wanted, shown, first, last)
+        yield _whole(wanted.letters, shown.letters, first, last)
 
 
-def _whole(wanted: list[Cell], shown: list[Cell], first: int, last: int) -> tuple[int, int]:
+def _whole(wanted: list[str], shown: list[str], first: int, last: int) -> tuple[int, int]:
     """Widen a stretch until it cuts through no wide character, neither the new nor the old."""
-    while first > 0 and "" in (wanted[first][0], shown[first][0]):
+    while first > 0 and "" in (wanted[first], shown[first]):
         first -= 1
     last += 1
-    while last < len(wanted) and "" in (wanted[last][0], shown[last][0]):
+    while last < len(wanted) and "" in (wanted[last], shown[last]):
         last += 1
     return first, last
 
