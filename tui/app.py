@@ -67,6 +67,7 @@ SEVERITY: dict[str, Literal["information", "warning", "error"]] = {
     "backoff": "warning",
     "memory": "warning",
     "orphan": "warning",
+    "xid": "warning",
 }
 RINGS = frozenset({"ready", "failed", "lost"})
 """Events that ring the bell where the settings want it."""

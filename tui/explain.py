@@ -172,7 +172,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     "profile_changed": Explanation(
         "Profile changed",
         "The profile's file is not any more what this server was started with.",
-        "A running server keeps its old arguments; restart it to take the new ones.",
+        "A running server keeps its old arguments; stop it and start its profile to take the new ones.",
     ),
     "attempt": Explanation(
         "Attempt",
@@ -241,7 +241,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "tp_balance": Explanation(
         "Tensor-parallel balance",
-        "How evenly a server's GPUs work: the least busy one compared with the busiest.",
+        "How evenly a server's GPUs work: the one behind beside the one ahead, "
+        "the worse of utilization and memory over the last minute; memory alone while idle.",
         "All ranks wait for the slowest in each layer; a hot, throttled or shared GPU slows the others as well.",
     ),
     "nvlink": Explanation(

@@ -19,6 +19,7 @@ from backends.starts import Card
 from tui.fixing import Choice
 from tui.themes import palette
 from tui.widgets.crash_card import card_text, diff_text
+from tui.widgets.live_text import can_scroll
 
 CARD_CELLS = 100
 SHORT_ROWS = 32
@@ -31,9 +32,19 @@ class CardScreen(ModalScreen[Fix | None]):
     CSS_PATH = "../styles/card.tcss"
     AUTO_FOCUS = "OptionList"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "apply", "Apply and start", key_display="enter", id="card.apply"),
-        Binding("escape,f", "dismiss(None)", "Leave", id="card.leave"),
-        *(Binding(str(number), f"choose({number})", show=False) for number in range(1, 10)),
+        Binding(
+            "ctrl+s",
+            "apply",
+            "Apply and start",
+            key_display="enter",
+            id="card.apply",
+            tooltip="Make the change, start it again",
+        ),
+        Binding("escape,f", "dismiss(None)", "Leave", id="card.leave", tooltip="Change nothing"),
+        *(
+            Binding(str(number), f"choose({number})", show=False, id=f"card.choose_{number}", tooltip="Choose a remedy")
+            for number in range(1, 10)
+        ),
         Binding("ctrl+down", "scroll(1)", "Down", show=False, id="card.down", tooltip="Scroll the change"),
         Binding("ctrl+up", "scroll(-1)", "Up", show=False, id="card.up", tooltip="Scroll the change"),
     ]
@@ -75,6 +86,8 @@ class CardScreen(ModalScreen[Fix | None]):
     @on(OptionList.OptionHighlighted)
     def _look(self) -> None:
         """Show what the highlighted remedy changes."""
+        if not self.display:
+            return  # It is being left: its parts go one by one.
         choice, colours = self._chosen, palette(self.app)
         if choice is None:
             return
@@ -90,7 +103,7 @@ class CardScreen(ModalScreen[Fix | None]):
 
     @property
     def _chosen(self) -> Choice | None:
-        at = self.query_one(OptionList).highlighted
+        at = next((options.highlighted for options in self.query(OptionList)), None)
         return None if at is None or at >= len(self._choices) else self._choices[at]
 
     @on(OptionList.OptionSelected)
@@ -98,9 +111,15 @@ class CardScreen(ModalScreen[Fix | None]):
         self.action_apply()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer to apply only what can be."""
-        if action == "apply":
-            return self._chosen is not None and self._chosen.fix is not None
+        """Offer to apply only what can be, another remedy where there is one, to scroll where something is hidden."""
+        match action:
+            case "apply":
+                return self._chosen is not None and self._chosen.fix is not None
+            case "choose":
+                others = [number for number, one in enumerate(self._choices, 1) if one is not self._chosen]
+                return parameters[0] in others
+            case "scroll":
+                return any(can_scroll(change, parameters[0]) for change in self.query("#change"))
         return True
 
     def action_apply(self) -> None:
@@ -111,8 +130,7 @@ class CardScreen(ModalScreen[Fix | None]):
 
     def action_choose(self, number: int) -> None:
         """Highlight a remedy by its number."""
-        if number <= len(self._choices):
-            self.query_one(OptionList).highlighted = number - 1
+        self.query_one(OptionList).highlighted = number - 1
 
     def action_scroll(self, lines: int) -> None:
         """Show what the change has no room for."""

@@ -72,8 +72,8 @@ class ServerScreen(ModalScreen[str | None]):
     DEFAULT_CSS = SHEET_CSS.format("ServerScreen")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss", "Leave it", id="second.leave", tooltip="Choose none"),
-        Binding("j", "app.simulate_key('down')", show=False, id="second.down"),
-        Binding("k", "app.simulate_key('up')", show=False, id="second.up"),
+        Binding("j", "app.simulate_key('down')", show=False, id="second.down", tooltip="Move in the list"),
+        Binding("k", "app.simulate_key('up')", show=False, id="second.up", tooltip="Move in the list"),
     ]
 
     def __init__(self, title: str, servers: Sequence[tuple[str, str]]) -> None:

@@ -59,7 +59,9 @@ class EndForeignScreen(ModalScreen[GpuProcess | None]):
         }
     }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Leave it", id="foreign.leave", tooltip="Leave every process alone"),
+    ]
 
     def __init__(self, title: str, processes: Sequence[GpuProcess]) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from textual.widgets import Static
 from tui.bindings import bindings_here, keys_shown
 from tui.format import fit
 from tui.themes import Palette, palette
+from tui.widgets.live_text import can_scroll
 
 if TYPE_CHECKING:
     from tui.app import GpuboxApp
@@ -120,7 +121,7 @@ class HelpScreen(ModalScreen[None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer to scroll only where there is more than fits."""
         if action == "scroll_lines":
-            return self.query_one("#sheet").max_scroll_y > 0
+            return any(can_scroll(sheet, parameters[0]) for sheet in self.query("#sheet"))
         return True
 
     def action_all(self) -> None:

@@ -62,7 +62,7 @@ class GpuPicker(LiveTable):
         Binding("space", "screen.tick", "Tick", id="launch.toggle", tooltip="Take this GPU, or leave it"),
         Binding("a", "screen.choose('auto')", "Auto", id="launch.auto", tooltip="Let gpubox choose the freest GPUs"),
         Binding("c", "screen.choose('cpu')", "CPU", id="launch.cpu", tooltip="Serve on the CPU"),
-        Binding("enter", "screen.start", "Start", show=False),
+        Binding("enter", "screen.start", "Start", show=False, id="launch.begin", tooltip="Start on what is ticked"),
         Binding("i", "screen.explain", "Explain", show=False, id="launch.explain", tooltip="What the figures mean"),
     ]
 
@@ -73,8 +73,8 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
     CSS_PATH = "../styles/launch.tcss"
     AUTO_FOCUS = None
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "start", "Start", key_display="enter", id="launch.start"),
-        Binding("escape", "dismiss(None)", "Leave", id="launch.leave"),
+        Binding("ctrl+s", "start", "Start", key_display="enter", id="launch.start", tooltip="Start it as it says here"),
+        Binding("escape", "dismiss(None)", "Leave", id="launch.leave", tooltip="Start nothing"),
     ]
 
     def __init__(self, launchable: Launchable) -> None:
@@ -145,6 +145,8 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         return min(SHEET_CELLS, self.app.size.width) - 4
 
     def _follow(self) -> None:
+        if not self.display:
+            return  # It is being left: its parts go one by one.
         colours, width = palette(self.app), self._width
         profile = self._launchable.profile
         self._servers = tuple(server for server in self.gpubox.servers if server.is_live)
@@ -199,6 +201,8 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
 
     @on(Input.Changed)
     def _show_choice(self) -> None:
+        if not self.display:
+            return
         colours = palette(self.app)
         command = self.query_one("#command", Static)
         try:
@@ -235,7 +239,8 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
     async def _reckon(self, intent: LaunchIntent, chosen: tuple[str, ...], box: Box) -> None:
         profile, _ = self._launchable.merged(intent)
         told = await asyncio.to_thread(fit_of, profile, box, chosen)
-        self.query_one(FitBar).show(told, self._width, palette(self.app))
+        if self.display:
+            self.query_one(FitBar).show(told, self._width, palette(self.app))
 
     def _intent(self) -> LaunchIntent:
         """Return what is asked for as typed; raises UsageError where it cannot be."""

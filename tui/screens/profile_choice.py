@@ -29,7 +29,9 @@ class ChoiceScreen(ModalScreen[str | None]):
     """Ends with the value of the answer that was chosen, or with None; the first answer has the cursor."""
 
     CSS_PATH = "../styles/profiles.tcss"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back", id="choice.leave")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Back", id="choice.leave", tooltip="Choose none of them"),
+    ]
 
     def __init__(self, question: str, text: str, answers: Sequence[Answer]) -> None:
         super().__init__()

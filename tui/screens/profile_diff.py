@@ -15,6 +15,7 @@ from textual.widgets import Static
 
 from tui.themes import palette
 from tui.widgets.crash_card import diff_text
+from tui.widgets.live_text import can_scroll
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,9 @@ class DiffScreen(ModalScreen[None]):
     CSS_PATH = "../styles/profiles.tcss"
     AUTO_FOCUS = "VerticalScroll"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,v", "dismiss(None)", "Leave", id="diff.leave"),
-        Binding("j,down", "scroll(1)", "Down", show=False),
-        Binding("k,up", "scroll(-1)", "Up", show=False),
+        Binding("escape,v", "dismiss(None)", "Leave", id="diff.leave", tooltip="Back to the profiles"),
+        Binding("j,down", "scroll(1)", "Down", show=False, id="diff.down", tooltip="Scroll"),
+        Binding("k,up", "scroll(-1)", "Up", show=False, id="diff.up", tooltip="Scroll"),
     ]
 
     def __init__(self, title: str, found: Sequence[Difference]) -> None:
@@ -57,6 +58,10 @@ class DiffScreen(ModalScreen[None]):
             lines.append(diff_text(one.diff, colours) if one.diff else Text("  no difference", style=colours.dim))
             lines.append(Text(""))
         self.query_one("#diff", Static).update(Text("\n").join(lines[:-1]))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to scroll only where something is hidden."""
+        return action != "scroll" or any(can_scroll(sheet, parameters[0]) for sheet in self.query(VerticalScroll))
 
     def action_scroll(self, lines: int) -> None:
         """Show what there is no room for."""

@@ -23,6 +23,7 @@ from profiles.schema import parse_profile
 from profiles.store import to_toml
 from tui.screens.profile_name import free_name
 from tui.themes import palette
+from tui.widgets.live_text import can_scroll
 from tui.widgets.profile_side import problem_text
 from tui.widgets.profile_table import ProfileRow
 
@@ -52,7 +53,7 @@ class ImportScreen(ModalScreen[Understood | None]):
     AUTO_FOCUS = "TextArea"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "take", "Take it to the editor", id="import.take", tooltip="Edit it; nothing is saved yet"),
-        Binding("escape", "dismiss(None)", "Leave", id="import.leave"),
+        Binding("escape", "dismiss(None)", "Leave", id="import.leave", tooltip="Take nothing"),
         Binding("ctrl+down", "scroll(1)", "Down", show=False, id="import.down", tooltip="Scroll what was understood"),
         Binding("ctrl+up", "scroll(-1)", "Up", show=False, id="import.up", tooltip="Scroll what was understood"),
     ]
@@ -93,12 +94,18 @@ class ImportScreen(ModalScreen[Understood | None]):
                 lines += [Text(f"· {note}", style=colours.warn) for note in found.notes]
                 lines += [problem_text(one, colours, wrong=False) for one in found.warnings]
                 shown = Text("\n").join(lines)
-        self.query_one("#reading", Static).update(shown)
-        self.refresh_bindings()
+        if self.display:
+            self.query_one("#reading", Static).update(shown)
+            self.refresh_bindings()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer to take only what was understood."""
-        return bool(self.query_one(TextArea).text.strip()) if action == "take" and self.is_mounted else True
+        """Offer to take only what was written, and to scroll only where something is hidden."""
+        match action:
+            case "take":
+                return any(field.text.strip() for field in self.query(TextArea))
+            case "scroll":
+                return any(can_scroll(understood, parameters[0]) for understood in self.query("#understood"))
+        return True
 
     @work(group="taking", exclusive=True)
     async def action_take(self) -> None:
@@ -108,7 +115,8 @@ class ImportScreen(ModalScreen[Understood | None]):
         except InvalidProfileError:
             self._read()
         else:
-            self.dismiss(found)
+            if self.display:
+                self.dismiss(found)
 
     def action_scroll(self, lines: int) -> None:
         """Show what there is no room for."""

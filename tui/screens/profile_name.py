@@ -36,7 +36,9 @@ class NameScreen(ModalScreen[Named | None]):
 
     CSS_PATH = "../styles/profiles.tcss"
     AUTO_FOCUS = None
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave", id="name.leave")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Leave", id="name.leave", tooltip="Change nothing"),
+    ]
 
     def __init__(
         self,

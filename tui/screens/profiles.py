@@ -12,6 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.timer import Timer
+from textual.widget import Widget
 from textual.widgets import DataTable, Static
 
 from backends.fit.estimate import Fit
@@ -21,6 +22,7 @@ from tui.launching import LaunchIntent, fit_of, memory_state
 from tui.screens.base import ROOMY_LINES, WIDE_CELLS
 from tui.screens.profile_editing import EditActions
 from tui.themes import palette
+from tui.widgets.live_text import can_scroll
 from tui.widgets.profile_editor import ProfileEditor
 from tui.widgets.profile_side import look_at, look_at_file, problems_text, side_text
 from tui.widgets.profile_table import ProfileTable
@@ -209,6 +211,8 @@ class ProfilesScreen(EditActions):
         """Offer what goes with the list, or what goes with the editor."""
         if not super().check_action(action, parameters):
             return False
+        if action == "scroll":
+            return can_scroll(self._beside, parameters[0])
         if action in EDITING:
             if self.draft is None:
                 return False
@@ -243,5 +247,8 @@ class ProfilesScreen(EditActions):
 
     def action_scroll(self, lines: int) -> None:
         """Show what there is no room for: of the text where it stands beside, else of what will run."""
-        beside = self.editor if self.draft is None and self.query_one("#text").display else self.query_one("#side")
-        beside.scroll_relative(y=lines, animate=False)
+        self._beside.scroll_relative(y=lines, animate=False)
+
+    @property
+    def _beside(self) -> Widget:
+        return self.editor if self.draft is None and self.query_one("#text").display else self.query_one("#side")

@@ -22,8 +22,8 @@ class ChatInput(TextArea):
             "ctrl+j,shift+enter", "new_line", "New line", show=False, id="question.line", tooltip="Begin a new line"
         ),
         # Textual's text field selects with these: here they show modes, as everywhere.
-        Binding("f6", "app.go('runs')", show=False, id="question.runs"),
-        Binding("f7", "app.go('profiles')", show=False, id="question.profiles"),
+        Binding("f6", "app.go('runs')", show=False, id="question.runs", tooltip="Runs, as everywhere"),
+        Binding("f7", "app.go('profiles')", show=False, id="question.profiles", tooltip="Profiles, as everywhere"),
     ]
 
     def __init__(self, send: Callable[[str], bool], *, id: str | None = None) -> None:
@@ -32,6 +32,21 @@ class ChatInput(TextArea):
         self._send = send
         self.former: Sequence[str] = ()
         self._back = 0
+        self._offered = False
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to send only what is written."""
+        return self._has_text if action == "send" else super().check_action(action, parameters)
+
+    @property
+    def _has_text(self) -> bool:
+        return bool(self.text.strip())
+
+    def on_text_area_changed(self) -> None:
+        """Draw the keys anew where others work now."""
+        if self._has_text != self._offered:
+            self._offered = self._has_text
+            self.refresh_bindings()
 
     def write(self, text: str) -> None:
         """Replace the text, with the cursor at its end."""

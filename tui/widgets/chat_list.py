@@ -65,6 +65,8 @@ class ConversationList(OptionList):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer only what can be done with what is under the cursor."""
         one = self._under_cursor
+        if action in ("cursor_down", "cursor_up"):
+            return len(self._conversations) > 1
         if action == "ask_for":
             if parameters == ("delete",):
                 return one is not None and (len(self._conversations) > 1 or bool(one.exchanges))

@@ -29,8 +29,8 @@ class LiveTable(DataTable[Text]):
     """A DataTable of whole rows whose columns are laid out by its owner."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "cursor_down", show=False),
-        Binding("k", "cursor_up", show=False),
+        Binding("j", "cursor_down", show=False, id="table.down", tooltip="Move in the list"),
+        Binding("k", "cursor_up", show=False, id="table.up", tooltip="Move in the list"),
     ]
 
     def __init__(self, **options: Any) -> None:
@@ -40,6 +40,12 @@ class LiveTable(DataTable[Text]):
         self._shape: tuple[Column, ...] = ()
         self._given: dict[str, tuple[Text | str, ...]] = {}
         self._drawn: dict[tuple[RowKey, ColumnKey], tuple[Text, tuple[object, ...], list[list[Segment]]]] = {}
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to move only where there is another row."""
+        if action in ("cursor_down", "cursor_up"):
+            return self.row_count > 1
+        return super().check_action(action, parameters)
 
     @property
     def cursor_key(self) -> str | None:

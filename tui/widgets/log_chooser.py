@@ -21,10 +21,10 @@ class LogChooser(ModalScreen[tuple[int, ...] | None]):
     AUTO_FOCUS = "OptionList"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "mark", "Mark", id="choose.mark", tooltip="Mark, or no longer"),
-        Binding("ctrl+s", "accept", "Show", key_display="enter", id="choose.accept"),
+        Binding("ctrl+s", "accept", "Show", key_display="enter", id="choose.accept", tooltip="Show what is chosen"),
         Binding("j", "cursor(1)", show=False, id="choose.down", tooltip="Down"),
         Binding("k", "cursor(-1)", show=False, id="choose.up", tooltip="Up"),
-        Binding("escape", "dismiss(None)", "Leave", id="choose.leave"),
+        Binding("escape", "dismiss(None)", "Leave", id="choose.leave", tooltip="Leave it as it is"),
     ]
 
     def __init__(
@@ -55,8 +55,8 @@ class LogChooser(ModalScreen[tuple[int, ...] | None]):
         return sign + self._rows[number]
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer to mark only where several can be chosen."""
-        return self._several if action == "mark" else True
+        """Offer to mark only where several can be chosen, and to move only where there is another row."""
+        return {"mark": self._several, "cursor": len(self._rows) > 1}.get(action, True)
 
     def action_mark(self) -> None:
         """Mark the highlighted row, or no longer."""
