@@ -21,7 +21,9 @@ from backends.logs.text import BLOCK_BYTES, ERROR, Rule, heading
 from backends.logs.windows import EMPTY, END, START, Extent, Key, Lines, Window
 
 POLL_S = 0.1
-TELL_EVERY_S = 1 / 30
+TELL_EVERY_S = 1 / 10
+"""Nobody reads faster; what is asked for is told at once."""
+
 YIELD_S = 0.001
 """Slept after each step of counting, or the UI loop would wait its turn for the interpreter again and again."""
 
@@ -40,8 +42,9 @@ class _Jump:
 class LogReader:
     """Reads the logs at `paths`, of which one that does not exist yet is waited for.
 
-    `on_change` is called from the reading thread, at most 30 times a second; `window` and `extent` are then new. All
-    other methods are called from the UI loop and do no I/O. `close` must be called in the end.
+    `on_change` is called from the reading thread, at most ten times a second but for what was asked; `window` and
+    `extent` are then new. All other methods are called from the UI loop and do no I/O. `close` must be called in the
+    end.
     """
 
     def __init__(self, paths: Sequence[Path], on_change: Callable[[], object], block_bytes: int = BLOCK_BYTES) -> None:

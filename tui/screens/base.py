@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer
 
 from backends.snapshots import Server, Snapshot
+from tui.widgets.key_footer import KeyFooter
 from tui.widgets.status_bar import StatusBar
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class GpuboxScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """Add what every screen has (the bar on top, the keys below), and follow the app's state."""
-        self.mount(StatusBar(), Footer())
+        self.mount(StatusBar(), KeyFooter())
         self.watch(self.app, "snapshot", self._changed, init=False)
         self.watch(self.app, "selected", self._changed, init=False)
 

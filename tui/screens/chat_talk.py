@@ -9,7 +9,7 @@ from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container, Horizontal, VerticalScroll
-from textual.widgets import Static, TextArea
+from textual.widgets import TextArea
 from textual.worker import Worker
 
 from backends.chat_commands import hints
@@ -21,6 +21,7 @@ from tui.widgets.chat_exchange import ExchangeView, pictured
 from tui.widgets.chat_head import head, hint_text, invitation, why_not
 from tui.widgets.chat_input import ChatInput
 from tui.widgets.chat_list import ConversationList
+from tui.widgets.live_text import LiveText
 
 MODE = "chat"
 FRAME_S = 1 / 10
@@ -61,18 +62,19 @@ class TalkScreen(GpuboxScreen):
 
     def compose(self) -> ComposeResult:
         """Make the parts; conversations are added as they are shown."""
-        yield Static(id="head")
+        yield LiveText(id="head")
         with Horizontal(id="body"):
             yield ConversationList(id="chats")
             yield Container(id="talks")
-            yield Static("Waiting for the keeper…", id="empty")
-        yield Static(id="state")
-        yield Static(id="hint")
-        yield Static(id="attached")
+            yield LiveText(id="empty", wraps=True)
+        yield LiveText(id="state", wraps=True)
+        yield LiveText(id="hint")
+        yield LiveText(id="attached", wraps=True)
         yield ChatInput(self._send, id="question")
 
     def on_mount(self) -> None:
         """Draw answers at an even pace, however fast they come."""
+        self.query_one("#empty", LiveText).show(Text("Waiting for the keeper…"))
         self.set_interval(FRAME_S, self._catch_up)
 
     def on_resize(self) -> None:
@@ -165,11 +167,11 @@ class TalkScreen(GpuboxScreen):
 
     def _hint(self) -> None:
         """Say what can be typed after a slash."""
-        hint, text = self.query_one("#hint", Static), "/" if self._shows_help else self.query_one(ChatInput).text
+        hint, text = self.query_one("#hint", LiveText), "/" if self._shows_help else self.query_one(ChatInput).text
         rows = hints(text, self._shown.sampling) if self._shown is not None and text.startswith("/") else []
         hint.set_class(bool(rows), "-shown")
         if rows:
-            hint.update(hint_text(rows, self.app.size.width - 4, palette(self.app)))
+            hint.show(hint_text(rows, self.app.size.width - 4, palette(self.app)))
 
     def _tell(self) -> None:
         """Say whom one talks to, and whether and how one can ask."""
@@ -177,12 +179,13 @@ class TalkScreen(GpuboxScreen):
         conversation, question = self._shown, self.query_one(ChatInput)
         reason = why_not(server, colours)
         chats = self.conversations.all(server.name) if server is not None else ()
-        self.query_one("#head", Static).update(head(server, conversation, len(chats), self.app.size.width - 2, colours))
+        said = head(server, conversation, len(chats), self.app.size.width - 2, colours)
+        self.query_one("#head", LiveText).show(said)
         self.query_one(ConversationList).show(chats, conversation)
-        state = self.query_one("#state", Static)
+        state = self.query_one("#state", LiveText)
         state.set_class(reason is not None and server is not None, "-shown")
         if reason is not None:
-            state.update(reason)
+            state.show(reason)
         # One who is writing goes on writing: a field that vanished would make commands of what is typed into it.
         question.disabled = reason is not None and not question.has_focus
         reading = READING if self._marked is None else f"Enter edits question {self._marked + 1} · a writes a new one"
@@ -191,7 +194,7 @@ class TalkScreen(GpuboxScreen):
         self.query_one("#empty").display = is_empty
         self.query_one("#talks").display = not is_empty
         if is_empty:
-            self.query_one("#empty", Static).update(invitation(server, colours))
+            self.query_one("#empty", LiveText).show(invitation(server, colours))
         if conversation is not None:
             question.former = [exchange.prompt for exchange in conversation.exchanges]
         self._tell_attached(conversation)
@@ -205,10 +208,10 @@ class TalkScreen(GpuboxScreen):
             lines.append(Text(what, colours.warn))
         if conversation is not None and conversation.image is not None:
             lines.append(Text(f"{pictured(conversation.image)} goes with it · /image takes it back", colours.accent))
-        attached = self.query_one("#attached", Static)
+        attached = self.query_one("#attached", LiveText)
         attached.set_class(bool(lines), "-shown")
         if lines:
-            attached.update(Text("\n").join(lines))
+            attached.show(Text("\n").join(lines))
 
     def _send(self, text: str) -> bool:
         """Take what was written; returns whether the field shall be emptied."""

@@ -11,7 +11,7 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from backends import paths
 from backends.logs.text import LEVELS
@@ -20,6 +20,7 @@ from backends.snapshots import Server, Snapshot
 from tui.format import fit, moment
 from tui.screens.base import GpuboxScreen
 from tui.themes import Palette, palette
+from tui.widgets.live_text import LiveText
 from tui.widgets.log_chooser import LogChooser
 from tui.widgets.log_lines import (
     beside,
@@ -88,16 +89,15 @@ class LogsScreen(GpuboxScreen):
         self._pattern = ""
         self._complaint = ""
         self._asks_time = False
-        self._said: dict[str, Text] = {}
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
-        yield Static(id="head")
+        yield LiveText(id="head")
         yield LogView(id="log")
-        yield Static("Waiting for the keeper…", id="empty")
-        yield Static(id="stage")
+        yield LiveText(id="empty", wraps=True)
+        yield LiveText(id="stage")
         yield Input(placeholder=SEARCH_HINT, id="search")
-        yield Static(id="foot")
+        yield LiveText(id="foot")
 
     @property
     def _view(self) -> LogView:
@@ -106,6 +106,7 @@ class LogsScreen(GpuboxScreen):
     def on_mount(self) -> None:
         """Show nothing as long as nothing is known; keep a stage's time running."""
         self._view.display = self.query_one("#search").display = False
+        self.query_one("#empty", LiveText).show(Text("Waiting for the keeper…"))
         self.set_interval(1.0, self._tick)
 
     def on_screen_suspend(self) -> None:
@@ -192,13 +193,10 @@ class LogsScreen(GpuboxScreen):
         view.display = not empty
         self.query_one("#empty").display = bool(empty)
         if empty:
-            self.query_one("#empty", Static).update(empty)
+            self.query_one("#empty", LiveText).show(empty)
         width, colours = self.app.size.width - 2, palette(self.app)
-        head, foot = self._head(server, view, width, colours), self._foot(view, width, colours)
-        for part, text in (("#head", head), ("#foot", foot)):
-            if self._said.get(part) != text:  # Thirty times a second, while a log is written quickly.
-                self._said[part] = text
-                self.query_one(part, Static).update(text, layout=False)
+        self.query_one("#head", LiveText).show(self._head(server, view, width, colours))
+        self.query_one("#foot", LiveText).show(self._foot(view, width, colours))
         self._tell_stage(server)
 
     def _head(self, server: Server | None, view: LogView, width: int, colours: Palette) -> Text:
@@ -229,12 +227,12 @@ class LogsScreen(GpuboxScreen):
         return beside(left, finding_text(status, self._pattern, colours), width)
 
     def _tell_stage(self, server: Server | None) -> None:
-        stage = self.query_one("#stage", Static)
+        stage = self.query_one("#stage", LiveText)
         is_its_own = server and not self._back and self._pinned is None and not self._merged
         text = stage_line(server, self.gpubox.now(), palette(self.app)) if server and is_its_own else None
         stage.set_class(text is not None, "-shown")
         if text is not None:
-            stage.update(text)
+            stage.show(text)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer only the keys that do something now."""

@@ -47,8 +47,9 @@ class ExchangeView(Widget):
         self.thoughts = ""
         self.foot = Text()
         self._answer: MarkdownLines | None = None
-        self._written = 0
+        self._written = self._due = 0
         self._is_live = exchange.is_open
+        self._is_stale = True
         self._above: list[Strip] = []
         self._below: list[Strip] = []
         self._width = 0
@@ -72,6 +73,7 @@ class ExchangeView(Widget):
         ended = not exchange.is_open  # Read first: what follows then shows all of it.
         thoughts, said = told_thoughts(exchange, whole=self.shows_thoughts), foot(exchange, now, palette(self.app))
         grew = len(exchange.text) > self._written
+        self._due = min(len(exchange.text), self._written + FRAME_LETTERS)
         if grew or thoughts != self.thoughts or said != self.foot:
             self.thoughts, self.foot = thoughts, said
             self._redraw()
@@ -95,9 +97,8 @@ class ExchangeView(Widget):
         return bool(self.exchange.reasoning)
 
     def _redraw(self) -> None:
-        lines = self._lines
-        width, self._width = self._width, 0
-        self.refresh(layout=not width or self._lay_out(width) != lines)
+        lines, self._is_stale = self._lines, True
+        self.refresh(layout=not self._width or self._lay_out(self._width) != lines)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """Return how many lines it takes."""
@@ -105,14 +106,15 @@ class ExchangeView(Widget):
 
     def _lay_out(self, width: int) -> int:
         colours = palette(self.app)
-        if width != self._width:
-            self._width, self._style = width, self.rich_style
+        if width != self._width or self._is_stale:
+            self._width, self._style, self._is_stale = width, self.rich_style, False
             self._above = self._drawn_above(width, colours)
             self._below = [Strip([Segment(INDENT), *strip]) for strip in plain_lines(self.foot, width - len(INDENT))]
         if self._answer is None:
             self._answer = MarkdownLines(colours, self._code_background, is_dark=self.app.current_theme.dark)
         text = self.exchange.text
-        written = min(len(text), self._written + FRAME_LETTERS) if self._is_live else len(text)
+        # What has come since the frame began waits for the next: it would have the last block laid out once more.
+        written = self._due if self._is_live else len(text)
         if self.exchange.kind is not ModelKind.COMPLETION:
             self._answer.write(text[self._written : written])
         self._written = written

@@ -50,10 +50,11 @@ class _Block(Markdown):
     elements: ClassVar[dict[str, type[MarkdownElement]]] = Markdown.elements | {"heading_open": _LeftHeading}
 
     def __init__(self, text: str) -> None:
-        super().__init__("", hyperlinks=False)
+        vars(self).update(_LIKE)  # Markdown itself would make a parser for each block: thousands of objects.
         self.markup, self.parsed = text, _PARSER.parse(text)
 
 
+_LIKE = vars(Markdown("", hyperlinks=False))
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
 
 

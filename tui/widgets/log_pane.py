@@ -204,7 +204,8 @@ class LogPane(ScrollView, can_focus=True):
         if not (window.first and window.last) and window.lines:
             low, high = window.marks
             per_line = max(1e-12, (high - low) / len(window.lines))
-            total = max(total, min(1 << 40, int(1 / per_line)))
+            # A power of two: a height that grew with each line would have the whole screen laid out each time.
+            total = 1 << max(total, min(1 << 40, int(1 / per_line))).bit_length()
             room = total - height
             place = min(room, round((low + per_line * place) * total))
             place = room if window.last and self._top >= end_top else place

@@ -14,7 +14,7 @@ from textual.strip import Strip
 from backends.logs.windows import Key, LogLine
 from tui.widgets.log_view_lines import LineStyles, laid_out, rows_of
 
-KEPT_LINES = 2048
+KEPT_LINES = 512
 LABEL_CELLS = 12
 
 
