@@ -13,7 +13,7 @@ from textual.reactive import reactive
 
 from backends.client import KeeperLink
 from backends.errors import ConflictError, GpuboxError, ProfileError
-from backends.handover import handover
+from backends.handover import base_url_line, curl_line, launch_line, ssh_line
 from backends.readonly import refusal
 from backends.snapshots import Foreign, Metrics, Server, ServerState, Snapshot, StartRequest
 from tui.fixing import carry_out, choices
@@ -22,6 +22,7 @@ from tui.launching import Launchable, LaunchIntent, read_launchable
 from tui.screens.card import CardScreen
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.launch import LaunchScreen
+from tui.screens.use import UseLine, UseScreen
 from tui.widgets.profile_table import ProfileRow, list_profiles
 from tui.widgets.server_table import ServerTable
 
@@ -192,13 +193,30 @@ class ServerActions(App[None]):
             self.request(self.link.forget(server.name))
 
     def action_use_server(self, name: str | None = None) -> None:
-        """Copy what a client of the server needs, and show it."""
-        server = self.named(name)
-        if server is None:
-            return
-        lines = [line for _, line in handover(server)]
-        self.copy_to_clipboard("\n".join(lines))
-        self.notify("\n".join(lines), title=f"copied: how to use {server.name}", timeout=12, markup=False)
+        """Offer the lines that a client of a server needs, and the one that starts it: a key copies its line."""
+        if (server := self.named(name)) is not None:
+            self.run_worker(self._offer_lines(server), group="use", exclusive=True)
+
+    async def _offer_lines(self, server: Server) -> None:
+        from profiles.errors import InvalidProfileError
+
+        lines = [
+            UseLine("c", "curl", "asks it something", curl_line(server)),
+            UseLine("s", "ssh -L", "brings it to the machine it runs on", ssh_line(server)),
+            UseLine("b", "base URL", "points OpenAI's clients at it", base_url_line(server)),
+        ]
+        started, why_not = "", ""
+        if server.foreign is not None:
+            started = server.foreign.command
+        else:
+            try:
+                content = await self.link.profile(server.name)
+                started = await asyncio.to_thread(launch_line, server, content)
+            except (GpuboxError, InvalidProfileError) as problem:
+                why_not = str(problem)
+        if started:
+            lines.append(UseLine("l", "launch line", "starts its engine as it was started", started))
+        self.push_screen(UseScreen(server.name, tuple(lines), why_not))
 
 
 def by_hand(name: str, foreign: Foreign) -> ConflictError:

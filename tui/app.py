@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,7 @@ from tui.commands import GpuboxCommands, ThemeCommands
 from tui.format import plural
 from tui.launching import LaunchIntent
 from tui.messages import Happened, KeeperLost, KeeperTrouble, SnapshotChanged
+from tui.screens.confirm import ConfirmScreen
 from tui.screens.help import HelpScreen, keys_of
 from tui.themes import DEFAULT_VARIABLES, NIGHT, THEMES
 
@@ -261,8 +262,32 @@ class GpuboxApp(ServerActions):
         self.push_screen(EventsScreen())
 
     async def action_quit(self) -> None:
-        """Leave, and say what goes on without us."""
+        """Leave, and say what goes on without us; asks where a profile was edited that no file has."""
+        if (name := self._unsaved()) is None:
+            self.leave()
+            return
+
+        def leave(sure: bool | None) -> None:
+            if sure:
+                self.leave()
+
+        text = f"{name}.toml has changes that no file has yet: they would be lost."
+        if not isinstance(self.screen, ConfirmScreen):
+            self.push_screen(ConfirmScreen("Leave gpubox?", text, "Leave"), leave)
+
+    def leave(self) -> None:
+        """End the app, and say what goes on without us."""
         self.exit(message=self.farewell())
+
+    def _unsaved(self) -> str | None:
+        """Return the profile that is being edited, where that is not saved; its screen need not be on top."""
+        screens: Iterator[Any] = (screen for stack in self._screen_stacks.values() for screen in stack)
+        return next((screen.draft.name for screen in screens if getattr(screen, "is_unsaved", False)), None)
+
+    async def _close_all(self) -> None:
+        """End what still works before its screens lose their parts."""
+        self.workers.cancel_all()
+        await super()._close_all()
 
     def farewell(self) -> str | None:
         """Say which servers keep running after the screen is gone."""

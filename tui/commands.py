@@ -38,7 +38,7 @@ class GpuboxCommands(Provider):
             name = server.name
             yield f"Select {name}", server.state.value, partial(setattr, app, "selected", name)
             if server.is_live:
-                yield f"Use {name}", "copy its curl, base URL and ssh lines", partial(app.action_use_server, name)
+                yield f"Use {name}", "copy its curl, ssh, base URL or launch line", partial(app.action_use_server, name)
             if app.readonly or server.foreign is not None:
                 continue
             if server.is_live:

@@ -13,6 +13,7 @@ from profiles.store import LIBRARY, Place, Store
 from tests.tui.conftest import PROFILES
 from tests.tui.link import NOW, FakeLink, shown, until
 from tui.app import GpuboxApp
+from tui.screens.confirm import ConfirmScreen
 from tui.screens.launch import LaunchScreen
 from tui.screens.profile_choice import ChoiceScreen
 from tui.screens.profile_diff import DiffScreen
@@ -282,3 +283,42 @@ async def test_without_profiles_it_says_which_key_makes_one(tmp_path: Path) -> N
         await until(pilot, lambda: "n makes one from a template" in shown(pilot), "the way on")
         await pilot.press("n")
         await until(pilot, lambda: isinstance(app.screen, NameScreen), "the question")
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl+q"])
+async def test_leaving_the_app_asks_before_what_is_not_saved_is_lost(own: Store, key: str) -> None:
+    app = GpuboxApp(FakeLink(), store=own, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await edit(pilot, "single")
+        await pilot.press("x", "f1")
+        for answer, leaves in (("n", False), ("y", True)):
+            await pilot.press(key)
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "the question")
+            await until(pilot, lambda: "single.toml has changes that no file has yet" in shown(pilot), "what is lost")
+            await pilot.press("ctrl+q")
+            assert len(app.screen_stack) == 2
+            assert app._exit is False
+            await pilot.press(answer)
+            await until(pilot, lambda: app._exit or len(app.screen_stack) == 1, "the end of the question")
+            assert app._exit is leaves
+            assert app.current_mode == "box"
+
+
+async def test_leaving_the_app_while_nothing_is_unsaved_asks_nothing(own: Store) -> None:
+    app = GpuboxApp(FakeLink(), store=own, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await edit(pilot, "single")
+        await pilot.press("ctrl+q")
+        await until(pilot, lambda: app._exit, "the end")
+
+
+@pytest.mark.parametrize(("typed", "expected"), [("new", NameScreen), ("import", ImportScreen)])
+async def test_the_palette_offers_what_the_list_can_do(own: Store, typed: str, expected: type[object]) -> None:
+    app = GpuboxApp(FakeLink(), store=own, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await show_profiles(pilot)
+        await pilot.press("ctrl+p")
+        app.screen.query_one(Input).value = f"profiles: {typed}"
+        await until(pilot, lambda: f"Profiles: {typed.capitalize()}" in shown(pilot), "the command")
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, expected), "its sheet")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from backends.errors import KeeperError
 from backends.handover import launch_line
@@ -96,3 +97,17 @@ def test_the_launch_line_is_one_command_for_these_gpus_and_this_port() -> None:
     assert words[2:5] == ["vllm", "serve", "org/my model"]
     assert words[words.index("--port") + 1] == str(server.port)
     assert words[words.index("--max-model-len") + 1] == "2048"
+
+
+async def test_the_palette_opens_the_same_sheet_for_the_server_that_it_names() -> None:
+    app = GpuboxApp(WithProfile(), clock=lambda: NOW)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: app.snapshot is not None, "the first state")
+        await pilot.press("ctrl+p")
+        app.screen.query_one(Input).value = "use mistral-7b"
+        await until(pilot, lambda: "Use mistral-7b" in shown(pilot), "the command")
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, UseScreen) and "Use mistral-7b:" in shown(pilot), "the sheet")
+        assert app.clipboard == ""
+        await pilot.press("c")
+        await until(pilot, lambda: app.clipboard.startswith("curl "), "the line")

@@ -159,7 +159,7 @@ class CompareScreen(GpuboxScreen):
                 await side.talk_with(self._of.get(name) if name else None)
                 await side.catch_up(self.gpubox.now())
             result, is_answering = self._result(), self._is_answering
-            if (result, is_answering) != self._told:
+            if (result, is_answering) != self._told and self.display:
                 self._told = (result, is_answering)
                 self.query_one("#result", Static).update(result)
                 self.refresh_bindings()

@@ -16,11 +16,9 @@ from textual.events import DescendantFocus
 from textual.widgets import DataTable, Static
 
 from backends.errors import GpuboxError
-from backends.handover import base_url_line, curl_line, launch_line, ssh_line
 from backends.snapshots import Metrics, Server, ServerState, Snapshot
 from tui.launching import LaunchIntent
 from tui.screens.base import DETAILS_TOOLTIP, WIDE_CELLS, GpuboxScreen
-from tui.screens.use import UseLine, UseScreen
 from tui.themes import Palette, palette
 from tui.widgets.live_text import LiveText, can_scroll
 from tui.widgets.profile_table import ProfileRow, ProfileTable
@@ -283,30 +281,7 @@ class ServersScreen(GpuboxScreen):
 
     def action_use(self) -> None:
         """Offer the lines that a client of the selected server needs, and the one that starts it."""
-        if (server := self.server) is not None:
-            self._offer_lines(server)
-
-    @work(group="use", exclusive=True)
-    async def _offer_lines(self, server: Server) -> None:
-        from profiles.errors import InvalidProfileError
-
-        lines = [
-            UseLine("c", "curl", "asks it something", curl_line(server)),
-            UseLine("s", "ssh -L", "brings it to the machine it runs on", ssh_line(server)),
-            UseLine("b", "base URL", "points OpenAI's clients at it", base_url_line(server)),
-        ]
-        started, why_not = "", ""
-        if server.foreign is not None:
-            started = server.foreign.command
-        else:
-            try:
-                content = await self.gpubox.link.profile(server.name)
-                started = await asyncio.to_thread(launch_line, server, content)
-            except (GpuboxError, InvalidProfileError) as problem:
-                why_not = str(problem)
-        if started:
-            lines.append(UseLine("l", "launch line", "starts its engine as it was started", started))
-        self.app.push_screen(UseScreen(server.name, tuple(lines), why_not))
+        self.gpubox.action_use_server()
 
     def action_visit(self, mode: str) -> None:
         """Show the selected server in another mode."""
