@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 
 from backends.simulation import SimulatedKeeper
 from backends.snapshots import Event
+from tui.themes import Palette
 from tui.widgets.metric_axis import COUNT, MEMORY, PERCENT, TIME, TimeAxis, Unit, scale_for
 from tui.widgets.metric_marks import mark_cell, marks_of, placed, told_at
 from tui.widgets.metric_plot import area, lines
+from tui.widgets.metric_times import times_line
 
 NOW = 1_795_264_500.0
+PALETTE = Palette(*["#000000"] * 10)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,15 @@ def test_a_moment_has_one_column_whatever_the_window_and_moves_left_with_time() 
         assert later.cell_of(axis.middle_of(20)) == 17
         assert len(axis.labels()) == 31
         assert axis.labels().endswith("now")
+
+
+@pytest.mark.parametrize("cursor", range(31))
+def test_the_moment_of_the_cursor_never_runs_into_another_time(cursor: int) -> None:
+    axis = TimeAxis(NOW, 300.0, 31)
+    moment = f"{datetime.fromtimestamp(axis.middle_of(cursor)):%H:%M:%S}"
+    times = times_line(axis, {}, cursor, [0], PALETTE).plain.split()
+    assert moment in times
+    assert set(times) - {moment} <= set(axis.labels().split()), "no time is cut"
 
 
 def test_zero_and_gap_differ_and_lines_break_at_gaps() -> None:

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
-from backends.snapshots import Server, ServerState, ServerUpdate
+from backends.snapshots import ModelKind, Server, ServerState, ServerUpdate
 from backends.starts import Stage, StageTime, StartFigures, StartProgress
 from tests.tui.link import NOW, FakeLink, shown, until
 from tui.app import GpuboxApp
 from tui.format import clock_time
 from tui.headless.launch import StageLine, start_line
 from tui.progress import figures_text, left_short, left_text, start_text, took_text, wedged_text
+from tui.themes import Palette
+from tui.widgets.server_details import server_details
 
+PALETTE = Palette(*["#000000"] * 10)
 DONE = (StageTime("boot", 6.2), StageTime("config", 7.14))
 
 
@@ -76,6 +79,18 @@ async def test_a_start_says_what_is_left(size: tuple[int, int]) -> None:
         assert ("weights 62% · about 40 s left" in shown(pilot).splitlines()[0]) is (size[0] > 100)
         assert "start ━━━━━━╸───────── weights 62% · about 40 s left" in about
         assert "stages boot 6.2 s · config 7.1 s" in about
+
+
+def test_what_the_time_left_comes_from_is_told_without_a_detail_too() -> None:
+    server = replace(a_start(), stage=Stage("weights", NOW - 10))
+    about = server_details(server, NOW, 78, PALETTE).plain
+    assert "estimate  by 3 starts like it" in about
+    assert "doing" not in about
+
+
+def test_an_engine_that_has_not_told_its_kind_is_not_called_unknown() -> None:
+    unknown = replace(a_start(), engine_version=None, kind=ModelKind.UNKNOWN, max_model_len=None)
+    assert "unknown" not in server_details(unknown, NOW, 78, PALETTE).plain
 
 
 async def test_a_start_in_which_nothing_moves_is_told_with_what_it_waits_for() -> None:

@@ -30,14 +30,26 @@ def times_line(
 def _axis(axis: TimeAxis, marks: Mapping[int, str], cursor: int | None, colours: Palette) -> Text:
     chars = list(axis.labels())
     kinds = [colours.dim] * len(chars)
-    for column, sign in marks.items():
-        chars[column], kinds[column] = sign, f"bold {colours.warn}"
+    told, begin = "", 0
     if cursor is not None and axis.cells >= 10:
         told = f"{datetime.fromtimestamp(axis.middle_of(cursor)):%H:%M:%S}"
         begin = max(0, min(axis.cells - len(told), cursor - len(told) // 2))
-        for place, char in enumerate(told, begin):
-            chars[place], kinds[place] = char, f"bold {colours.accent} reverse"
+        _clear(chars, begin, begin + len(told))
+    for column, sign in marks.items():
+        chars[column], kinds[column] = sign, f"bold {colours.warn}"
+    for place, char in enumerate(told, begin):
+        chars[place], kinds[place] = char, f"bold {colours.accent} reverse"
     text = Text(no_wrap=True, end="")
     for char, kind in zip(chars, kinds, strict=True):
         text.append(char, kind)
     return text
+
+
+def _clear(chars: list[str], begin: int, end: int) -> None:
+    """Blank the times that reach into these cells or touch them: what is left of one would read as another."""
+    while begin > 0 and chars[begin - 1] != " ":
+        begin -= 1
+        chars[begin] = " "
+    while end < len(chars) and chars[end] != " ":
+        chars[end] = " "
+        end += 1

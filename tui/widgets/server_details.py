@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from backends.snapshots import Metrics, Missing, Server, ServerState
+from backends.snapshots import Metrics, Missing, ModelKind, Server, ServerState
 from backends.starts import Exit
 from tui.format import count, duration, fit_path, indices, moment, percent, plural, shown
 from tui.progress import figures_text, stages_text, start_text, wedged_text
@@ -36,7 +36,7 @@ def server_details(server: Server, now: float, width: int, colours: Palette, *, 
     engine = f"{server.engine} {server.engine_version or ''}".strip()
     model = server.model if server.model.endswith(server.served_name) else f"{server.model} as {server.served_name}"
     lines.append(_line("model", model, width, colours))
-    facts = [engine, server.kind.value]
+    facts = [engine] if server.kind is ModelKind.UNKNOWN else [engine, server.kind.value]
     if server.max_model_len is not None:
         facts.append(f"context {server.max_model_len:,}")
     lines.append(_line("engine", " · ".join(facts), width, colours))
@@ -85,11 +85,14 @@ def _start(server: Server, now: float, width: int, colours: Palette) -> list[Tex
             lines[-1].append_text(bar(progress.ratio, BAR, colours.state(server.state), colours.faint))
             lines[-1].append(f" {start_text(server, now)}", colours.text)
             lines[-1].truncate(width, overflow="ellipsis")
-    doing = [server.stage.detail] if server.stage is not None and server.stage.detail else []
+    doing = server.stage.detail if server.stage is not None else ""
     if server.state is ServerState.STARTING and progress is not None and progress.based_on:
-        doing.append(f"time by {plural(progress.based_on, 'start')} like it")
+        like_it = f"{plural(progress.based_on, 'start')} like it"
+        if not doing:
+            return [*lines, _line("estimate", f"by {like_it}", width, colours)]
+        doing += f" · time by {like_it}"
     if doing:
-        lines.append(_line("doing", " · ".join(doing), width, colours))
+        lines.append(_line("doing", doing, width, colours))
     return lines
 
 
