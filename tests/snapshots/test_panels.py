@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
+from textual.worker import WorkerCancelled
 
 from tui.app import GpuboxApp
 
@@ -44,9 +46,13 @@ async def quiet(pilot: Pilot[None]) -> None:
     same, before = 0, ""
     while same < STILL:
         await pilot.pause()
-        short = [worker for worker in pilot.app.workers if worker.name != "keeper" and not worker.is_finished]
+        # What edits profiles waits for what a person says to its dialogs.
+        asks = pilot.app.screen.is_modal and ("editing", "saving")
+        running = [worker for worker in pilot.app.workers if worker.name != "keeper" and not worker.is_finished]
+        short = [worker for worker in running if not asks or worker.group not in asks]
         if short:
-            await pilot.app.workers.wait_for_complete(short)
+            with contextlib.suppress(WorkerCancelled):  # one that a newer one of its kind has replaced
+                await pilot.app.workers.wait_for_complete(short)
         now = "\n".join(strip.text for strip in pilot.app.screen._compositor.render_strips())
         same, before = (same + 1 if now == before else 0), now
 

@@ -89,7 +89,8 @@ class MetricChart(Widget, can_focus=False):
 
     def render_line(self, y: int) -> Strip:
         """Return a line as it was drawn."""
-        return self._lines[y] if y < len(self._lines) else Strip.blank(self.size.width)
+        line = self._lines[y] if y < len(self._lines) else Strip.blank(self.size.width)
+        return line.apply_style(self.rich_style)
 
     def on_click(self, click: Click) -> None:
         """Say where one has clicked."""
