@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input, TextArea
-from textual.worker import Worker
+from textual.worker import Worker, get_current_worker
 
 from backends.orphans import Reaped
 from backends.readonly import ReadOnlyKeeper
 from backends.simulation import SimulatedKeeper
 from backends.snapshots import Event
 from profiles.store import Store
-from tests.tui.link import NOW, until
+from tests.tui.link import NOW, simulated, until
 from tui.app import GpuboxApp
 from tui.bindings import own_bindings
 
@@ -64,7 +65,7 @@ class NotedLink:
                 case "stop" | "restart":
                     return self._keeper._server(given[0])
                 case "start":
-                    return self._keeper.snapshot().servers[0]
+                    return replace(simulated().servers[0], name="begun")
                 case "forget":
                     return None
                 case "reap":
@@ -79,6 +80,21 @@ class WalkedApp(GpuboxApp):
 
     exits = 0
     bells = 0
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.asking: set[Worker[Any]] = set()
+        self.asks = asyncio.Event()
+
+    async def push_screen_wait(self, screen: Screen[Any] | str) -> Any:
+        """Note which worker waits for what its sheet ends with: it does not end by itself."""
+        worker = get_current_worker()
+        self.asking.add(worker)
+        self.asks.set()
+        try:
+            return await super().push_screen_wait(screen)  # type: ignore[arg-type]
+        finally:
+            self.asking.discard(worker)
 
     def exit(self, *_: Any, **__: Any) -> None:
         self.exits += 1
@@ -137,13 +153,18 @@ class Place:
         """Let everything come to rest that was begun: messages, and workers that end by themselves."""
         await self.rest()
         while working := self._working():
-            done, pending = await asyncio.wait([one._task for one in working if one._task], timeout=PATIENCE_S)
+            self.app.asks.clear()
+            asks = asyncio.create_task(self.app.asks.wait())
+            tasks = [one._task for one in working if one._task]
+            done, _ = await asyncio.wait([asks, *tasks], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            asks.cancel()
             await self.rest()
-            if pending and not done:
+            if not done:
                 self._standing |= set(working)
 
     def _working(self) -> list[Worker[Any]]:
-        return [one for one in self.app.workers if not one.is_finished and one not in self._standing]
+        resting = self._standing | self.app.asking
+        return [one for one in self.app.workers if not one.is_finished and one not in resting]
 
     async def press(self, *keys: str) -> None:
         """Press keys, one after another as a person does."""

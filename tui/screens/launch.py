@@ -294,6 +294,10 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             if one.where.removeprefix("args.") in typed
         ]
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to choose only what is not chosen."""
+        return action != "choose" or self._chosen() != parameters
+
     @on(DataTable.RowSelected)
     def action_tick(self) -> None:
         """Take the GPU under the cursor, or leave it."""
@@ -306,12 +310,14 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             return
         self._ticked ^= {gpu.uuid}
         self._follow()
+        self.refresh_bindings()
 
     def action_choose(self, rest: str) -> None:
         """Tick nothing: `auto` or `cpu`."""
         self._ticked.clear()
         self._rest = rest
         self._follow()
+        self.refresh_bindings()
 
     def action_explain(self) -> None:
         """Say what the figures of the bar and of the list mean."""
