@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Footer
+from textual.worker import WorkerState
 
 from backends.errors import GpuBusyError
 from backends.simulation import SimulatedKeeper
@@ -15,6 +20,7 @@ from tests.tui.link import NOW, FakeLink, shown, simulated, until
 from tui.app import GpuboxApp
 from tui.launching import LaunchIntent
 from tui.screens.launch import LaunchScreen, why_not
+from tui.widgets.fit_bar import FitBar
 
 
 async def open_sheet(pilot: Pilot[None], name: str) -> None:
@@ -241,3 +247,36 @@ def test_a_gpu_of_servers_that_share_can_be_had_by_one_that_shares() -> None:
     assert why_not(shared) == "held by a, b of you"
     assert why_not(shared, share=True) is None
     assert why_not(replace(shared, grants=(Grant("a", "me"),)), share=True) == "held by a"
+
+
+async def test_a_sheet_that_is_left_while_it_reckons_harms_nobody(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def slow(*given: object) -> str:
+        gate.wait(30)
+        return "reckoned too late"
+
+    async def last_part_goes(footer: Footer) -> None:
+        """Hold the sheet back, half gone, until it is reckoned."""
+        sheet = footer.screen
+        deadline = time.monotonic() + 30
+        while sheet.query(FitBar) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        fits = [one for one in app.workers if one.group == "fit"]
+        gate.set()
+        while not all(one.is_finished for one in fits) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        ended.append([one.state for one in fits])
+
+    ended: list[list[WorkerState]] = []
+    monkeypatch.setattr("tui.screens.launch.fit_of", slow)
+    monkeypatch.setattr(Footer, "on_unmount", last_part_goes, raising=False)
+    app = GpuboxApp(FakeLink(), store=store, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_sheet(pilot, "single")
+        await pilot.press("escape")
+        await until(pilot, lambda: ended != [], "its end")
+        assert ended == [[WorkerState.SUCCESS]]
+        assert app.is_running
