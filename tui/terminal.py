@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import IO, Any
 
 from rich.color import ColorSystem
@@ -21,6 +22,7 @@ from textual.screen import ModalScreen, Screen
 
 from tui.app import GpuboxApp
 from tui.painting import Painter
+from tui.stylesheet import KeptStylesheet
 
 NOWHERE = Offset(0, 0)
 """Where the hidden cursor is while nobody types text: then it matters to no input method, and stays where it is."""
@@ -39,6 +41,9 @@ PATIENCE_S = 0.5
 """On a line on which frames take longer than this they are cut into parts of about as long."""
 
 LEAST_BYTES = 256
+
+AHEAD_S = 1.0
+"""So long after the first picture the other panels are imported."""
 
 
 class _Drain:
@@ -117,6 +122,16 @@ class TerminalApp(GpuboxApp):
     _painted_mode: Screen[Any] | None = None
     _cursor = NOWHERE
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """See GpuboxApp."""
+        super().__init__(*arguments, **options)
+        self.stylesheet = KeptStylesheet(variables=self.get_css_variables())
+
+    def on_ready(self) -> None:
+        """Make ready for other panels once the first stands: importing one takes longer than showing it."""
+        ahead = threading.Thread(target=_import_all, args=(tuple(self.PANELS),), name="ahead", daemon=True)
+        self.set_timer(AHEAD_S, ahead.start)
+
     def get_driver_class(self) -> type[Driver]:
         """Return the driver that tells whether the terminal keeps up, in place of Textual's own."""
         found = super().get_driver_class()
@@ -192,3 +207,9 @@ class TerminalApp(GpuboxApp):
         self._unconfirmed_bytes = 0
         if self.waits_for_terminal:
             self.paint()
+
+
+def _import_all(panels: Iterable[str]) -> None:
+    """Runs in a thread of its own, which takes turns with the screen's."""
+    for panel in panels:
+        import_module(f"tui.screens.{panel}")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tui.launching import LaunchIntent
 
 
-GARBAGE = (50_000, 20, 20)
-"""When the collector looks (gc.set_threshold): one large screen takes 10,000 objects, 14 looks by default."""
+GARBAGE = (10_000, 10, 20)
+"""When the collector looks (gc.set_threshold): often enough that one look takes few ms, not 14 times for a screen."""
 
 
 class _Later:
