@@ -1,16 +1,15 @@
-"""Answers that come fast: nothing of them is lost, their layout is that of the whole, and the loop goes on."""
+"""Answers that come fast: nothing of them is lost, their layout is that of the whole, and each frame takes a part."""
 
 from __future__ import annotations
 
-import asyncio
 import random
-import time
 
 import pytest
 
-from tests.tui.chat_stage import Chat, chatting, end, greet, say
+from tests.tui.chat_stage import chatting, end, greet, say
 from tests.unit.chat_engine import Request, Script, Wire
 from tui.themes import Palette
+from tui.widgets.chat_exchange import FRAME_LETTERS
 from tui.widgets.chat_markdown import PART_ITEMS, PART_LINES, MarkdownLines
 
 COLOURS = Palette(*["#888888"] * 10)
@@ -119,30 +118,28 @@ def flood(pieces: list[str], count: int) -> Script:
     return script
 
 
-async def longest_turn(chat: Chat) -> float:
-    """Ask, and return the longest turn of the loop until the answer is there: of its thread alone, in seconds."""
-    longest_s = 0.0
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many letters were laid out at a time."""
+    letters: list[int] = []
+    write = MarkdownLines.write
 
-    async def watch() -> None:
-        nonlocal longest_s
-        while True:
-            begun = time.thread_time()  # Other programs' work, and the engine's thread, are not ours.
-            await asyncio.sleep(0.005)
-            longest_s = max(longest_s, time.thread_time() - begun)
+    def noting(lines: MarkdownLines, text: str) -> None:
+        letters.append(len(text))
+        write(lines, text)
 
-    watching = asyncio.create_task(watch())
-    await chat.ask("go")
-    await chat.until(lambda: len(chat.views) == 2 and chat.views[-1].is_complete, "the flood's end")
-    watching.cancel()
-    return longest_s
+    monkeypatch.setattr(MarkdownLines, "write", noting)
+    return letters
 
 
-@pytest.mark.usefixtures("own_garbage")
 @pytest.mark.parametrize("pieces", [WORDS, CODE, LIST, TABLE], ids=["words", "code", "list", "table"])
-async def test_a_flood_is_shown_whole_and_the_loop_never_stalls(pieces: list[str]) -> None:
+async def test_a_flood_is_shown_whole_a_bounded_part_of_it_in_each_frame(pieces: list[str], drawn: list[int]) -> None:
     async with chatting(greet, size=(120, 40)) as chat:
-        await chat.answered("hi", 1)  # The openai client is imported at the first question.
+        await chat.answered("hi", 1)
         chat.engine.script = flood(pieces, len(pieces))
-        longest_s = await longest_turn(chat)
+        drawn.clear()
+        await chat.ask("go")
+        await chat.until(lambda: len(chat.views) == 2 and chat.views[-1].is_complete, "the flood's end")
         assert chat.answer == "".join(pieces)
-        assert longest_s < 0.4
+        assert sum(drawn) == len("".join(pieces))
+        assert max(drawn) <= FRAME_LETTERS
