@@ -15,7 +15,9 @@ from tui.keymap import all_bindings, default_keys
 
 STATES = ("servers", "failed", "none", "readonly")
 GLOBAL = {f"mode.{name}" for name in PANELS} | {"server.previous", "server.next", "app.events", "app.keys", "app.quit"}
-LEAVING = {"app.quit"}
+SHEETS = {"app.events", "app.keys"}
+"""Keys of the app's that open something on the same screen."""
+
 TYPED = "1q?ei[]xdX 7j/ghn"
 
 _sheets: set[str] = set()
@@ -83,7 +85,7 @@ async def test_typing_in_a_field_changes_that_field_and_nothing_else(mode: str, 
         for focus in (None, *place.screen.focus_chain):
             await place.go((), focus)
             for key, one in place.offered().items():
-                if one.binding.id not in LEAVING:
+                if one.node is not place.app or one.binding.id in SHEETS:
                     ways.setdefault(one.binding.id or key, ((focus, (key,)),))
         done: set[tuple[str, str | None]] = set()
         for way in ways.values():

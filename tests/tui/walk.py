@@ -28,6 +28,7 @@ from profiles.store import Store
 from tests.tui.link import NOW, simulated, until
 from tui.app import GpuboxApp
 from tui.bindings import own_bindings
+from tui.widgets.log_view import LogView
 
 SIZE = (80, 24)
 PRELUDES = ((), ("down",), ("up",), ("end",), ("home",), ("right",))
@@ -38,6 +39,9 @@ ROWS = 8
 
 PATIENCE_S = 3.0
 """How long a key that seems to do nothing is waited for: only a failing test pays this."""
+
+LOG_PATIENCE_S = 30.0
+"""How long a log's reader, a process of its own, may look for what it shall jump to."""
 
 FORGOTTEN = ("updates", "history", "orphans", "gpu_series", "server_series")
 """Questions that screens ask by themselves."""
@@ -161,6 +165,10 @@ class Place:
             await self.rest()
             if not done:
                 self._standing |= set(working)
+        deadline = time.monotonic() + LOG_PATIENCE_S
+        while any(view._jump is not None for view in self.screen.query(LogView)) and time.monotonic() < deadline:
+            await self.pilot.pause(0.01)
+            await self.rest()
 
     def _working(self) -> list[Worker[Any]]:
         resting = self._standing | self.app.asking
