@@ -21,7 +21,7 @@ from backends.chat_settings import Sampling
 from backends.errors import GpuboxError
 from backends.snapshots import Connection, ModelKind
 
-BURST_S = 0.01
+BURST_S = 0.005
 """How long tokens that have come already are taken in without a pause."""
 
 NEAR_ITS_END = 0.8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.segment import Segment
 from rich.style import Style
-from textual._compositor import LayoutUpdate
+from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.geometry import Region
 from textual.strip import Strip
 
@@ -165,3 +166,16 @@ def test_a_picture_painted_in_parts_is_whole_and_its_newest_lines_are_painted() 
         assert part.count("H") == 1
         paper.feed(part)
     assert paper.cells == painted_anew([newest, newest, newest])
+
+
+def test_a_frame_that_was_taken_leaves_nothing_to_the_garbage_collector() -> None:
+    strip = line(("a whole line", ""))
+    chops = [dict(enumerate(strip.divide([WIDTH])))]
+    assert chops[0][0] is strip, "as Textual cuts what covers a line: such a strip keeps itself"
+    gc.disable()
+    try:
+        painter().take(ChopsUpdate(chops, [(0, 0, WIDTH)], [[WIDTH]]))
+        del strip, chops
+        assert not [one for one in gc.get_objects() if isinstance(one, Strip) and one.text == "a whole line"]
+    finally:
+        gc.enable()
