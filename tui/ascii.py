@@ -27,8 +27,7 @@ TABLE: dict[int, str] = str.maketrans(
         # Blocks: from below, then from the left.
         **dict(zip("▁▂▃▄▅▆▇", DENSITY, strict=True)),
         **dict(zip("▏▎▍▌▋▊▉", "|" + DENSITY[1:], strict=True)),
-        **dict.fromkeys("█▓", "#"),
-        **dict(zip("▒░", "%:", strict=True)),
+        **dict(zip("█▓▒░", "#@%:", strict=True)),
         **dict.fromkeys("▔▀", "-"),
         **dict.fromkeys("▐▕", "|"),
         **dict.fromkeys("▖▗▘▝", "."),

@@ -66,7 +66,7 @@ class BoxScreen(GpuboxScreen):
 
     def show(self, snapshot: Snapshot, server: Server | None) -> None:
         """Show every GPU."""
-        width, colours = self.app.size.width - 2, palette(self.app)
+        width, colours = self.app.size.width - self.scrollbar_size_vertical - 2, palette(self.app)
         lines = [box_line(snapshot.box, width, colours), host_line(snapshot.box.host, width, colours)]
         lines += [_unplaced_line(orphan, colours) for orphan in self._unplaced]
         self.query_one("#host", LiveText).show(Text("\n").join(lines if snapshot.box.gpus else lines[1:]))

@@ -165,7 +165,7 @@ class ProfilesScreen(EditActions):
         size, colours = self.app.size, palette(self.app)
         is_wide, is_roomy = size.width >= WIDE_CELLS, size.height >= ROOMY_LINES
         table = self.query_one(ProfileTable)
-        table.follow(self.profiles, (LIST_CELLS if is_wide else size.width) - 2)
+        table.follow(self.profiles, (LIST_CELLS if is_wide else size.width - self.scrollbar_size_vertical) - 2)
         self.set_class(not self.profiles, "-no-profiles")
         broken = sum(row.problem is not None for row in self.profiles)
         title = f"Profiles · {len(self.profiles)}" if self.profiles else "Profiles"

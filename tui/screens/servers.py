@@ -125,7 +125,9 @@ class ServersScreen(GpuboxScreen):
     def show(self, snapshot: Snapshot, server: Server | None) -> None:
         """Show servers, profiles and details."""
         beside = not self._is_wall and self.app.size.width >= WIDE_CELLS
-        width = self.app.size.width - 2 - (DETAILS_CELLS if beside else 0)
+        # On a very low terminal the whole screen scrolls, and its bar takes its part.
+        whole = self.app.size.width - self.scrollbar_size_vertical
+        width = whole - 2 - (DETAILS_CELLS if beside else 0)
         table, profiles = self.query_one(ServerTable), self.query_one(ProfileTable)
         changed = frozenset(one.name for one in snapshot.servers if self._is_changed(one))
         table.follow(snapshot, width, self.gpubox.now(), changed)
@@ -138,7 +140,7 @@ class ServersScreen(GpuboxScreen):
         live = sum(one.is_live for one in snapshot.servers)
         self.query_one("#servers").border_title = f"Servers · {live} live" if live else "Servers"
         profiles.follow(self._profiles, DETAILS_CELLS - 3 if self._is_wall else width)
-        room = DETAILS_CELLS if beside or self._is_wall else self.app.size.width
+        room = DETAILS_CELLS if beside or self._is_wall else whole
         self._show_details(server, room - 3, palette(self.app))
         self._show_wall(server if self._is_wall else None)
         offered = (self.focused, server and (server.name, server.state))

@@ -18,7 +18,7 @@ def bar(ratio: float | Missing, width: int, colour: str, track: str) -> Text:
     if isinstance(ratio, Missing):
         return Text("┈" * width, style=track)
     halves = round(max(0.0, min(1.0, ratio)) * width * 2)
-    if halves == 0 and ratio > 0:
+    if halves == 0 and ratio > 0 and width:
         halves = 1
     full, half = divmod(halves, 2)
     text = Text("━" * full + "╸" * half, style=colour)

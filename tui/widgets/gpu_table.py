@@ -43,7 +43,7 @@ def layout(width: int, names: list[str], *, faulty: bool) -> GpuLayout:
     room = width - (2 + 12 + 5 + 4 + 7 + 5 * GAP) - (name + GAP if name else 0) - (health + GAP if health else 0)
     owner = min(30, max(14, room // 3 if width >= WIDE else room // 2 - 1))
     processes = (room - owner) // 3 if width >= WITH_PROCESSES else 0
-    bars = room - owner - (processes + GAP if processes else 0)
+    bars = max(0, room - owner - (processes + GAP if processes else 0))
     memory_bar = bars * 6 // 10
     return GpuLayout(name, memory_bar, bars - memory_bar, owner, processes, health)
 
@@ -64,7 +64,7 @@ class GpuTable(LiveTable):
             Column("#", 2, "right"),
             Column("GPU", sizes.name),
             Column("Memory, GiB", sizes.memory_bar + 12),
-            Column("Utilization", sizes.utilization_bar + 5),
+            Column("Utilization" if sizes.utilization_bar > 5 else "Util", sizes.utilization_bar + 5),
             Column("°C", 4, "right"),
             Column("Watt", 7, "right"),
             Column("Health" if sizes.health == HEALTH else "!", sizes.health),

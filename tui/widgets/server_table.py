@@ -47,6 +47,9 @@ class ServerLayout:
 
 
 STATE = 23
+LEAST_NAME = 12
+"""A terminal with less room cuts the last columns off instead."""
+
 FIXED = 5 + 4 + 5 + 6 + 6
 """GPUs, KV, tok/s, requests, uptime: what no width leaves out."""
 
@@ -60,7 +63,7 @@ def layout(width: int, servers: Sequence[Server]) -> ServerLayout:
     profile = 18 if width >= PROFILE_FROM else 0
     room = width - FIXED - 5 * GAP - sum(size + GAP for size in (state, port, engine, context, profile) if size)
     if not port:
-        return ServerLayout(room, state, 0, engine, port, context, profile)
+        return ServerLayout(max(LEAST_NAME, room), state, 0, engine, port, context, profile)
     longest = max((len(server.name) for server in servers), default=10) + 2
     name = min(longest, (room - GAP) // 2)
     return ServerLayout(name, state, room - GAP - name, engine, port, context, profile)
