@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import import_module
 from typing import IO, Any
 
@@ -36,6 +37,9 @@ QUESTION = "\x1b[?2026$p"
 
 LONGEST_WAIT_S = 10.0
 """Who has answered before, and does not within this, does not answer any more."""
+
+LAST_WAIT_S = 1.5
+"""So long an answer may take that is still to come when the user leaves: later it would be typed into the shell."""
 
 PATIENCE_S = 0.5
 """On a line on which frames take longer than this they are cut into parts of about as long."""
@@ -117,6 +121,7 @@ class TerminalApp(GpuboxApp):
     _answers = True
     _unconfirmed_bytes = 0
     _asked_at: float | None = None
+    _end: Callable[[], object] | None = None
     _limit: int | None = None
     _painter: Painter | None = None
     _painted_mode: Screen[Any] | None = None
@@ -188,7 +193,7 @@ class TerminalApp(GpuboxApp):
         if self._sync_available:
             said = f"{SYNC_START}{said}{SYNC_END}"
             self._unconfirmed_bytes += len(said)
-            if self._answers and self._unconfirmed_bytes > CONFIRMED_BYTES:
+            if self._answers and self._end is None and self._unconfirmed_bytes > CONFIRMED_BYTES:
                 said += QUESTION
                 self._asked_at = time.monotonic()
                 self.set_timer(LONGEST_WAIT_S, self.paint)
@@ -205,8 +210,22 @@ class TerminalApp(GpuboxApp):
         rate = self._unconfirmed_bytes / max(took_s, 1e-3)
         self._limit = max(LEAST_BYTES, int(rate * PATIENCE_S)) if took_s > PATIENCE_S else None
         self._unconfirmed_bytes = 0
-        if self.waits_for_terminal:
+        if self._end is not None:
+            self._end_once()
+        elif self.waits_for_terminal:
             self.paint()
+
+    def exit(self, result: None = None, return_code: int = 0, message: RenderableType | None = None) -> None:
+        """Leave once the terminal has answered; at once where it was asked nothing, or where told twice."""
+        is_second, self._end = self._end is not None, partial(super().exit, result, return_code, message)
+        if self._asked_at is None or is_second:
+            self._end_once()
+        else:
+            self.set_timer(LAST_WAIT_S, self._end_once)
+
+    def _end_once(self) -> None:
+        if self._end is not None and not self._exit:
+            self._end()
 
 
 def _import_all(panels: Iterable[str]) -> None:
