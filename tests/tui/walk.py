@@ -90,13 +90,13 @@ class WalkedApp(GpuboxApp):
         self.asking: set[Worker[Any]] = set()
         self.asks = asyncio.Event()
 
-    async def push_screen_wait(self, screen: Screen[Any] | str) -> Any:
+    async def push_screen_wait(self, *given: Any, **options: Any) -> Any:
         """Note which worker waits for what its sheet ends with: it does not end by itself."""
         worker = get_current_worker()
         self.asking.add(worker)
         self.asks.set()
         try:
-            return await super().push_screen_wait(screen)  # type: ignore[arg-type]
+            return await super().push_screen_wait(*given, **options)
         finally:
             self.asking.discard(worker)
 
