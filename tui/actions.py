@@ -21,7 +21,6 @@ from tui.format import plural
 from tui.launching import Launchable, LaunchIntent, read_launchable
 from tui.screens.card import CardScreen
 from tui.screens.confirm import ConfirmScreen
-from tui.screens.launch import LaunchScreen
 from tui.screens.use import UseLine, UseScreen
 from tui.widgets.profile_table import ProfileRow, list_profiles
 from tui.widgets.server_table import ServerTable
@@ -104,6 +103,9 @@ class ServerActions(App[None]):
         """Open the launch sheet for a profile."""
 
         async def ask() -> None:
+            # Not above: it takes pydantic, and a third of the time to the first picture.
+            from tui.screens.launch import LaunchScreen
+
             self.push_screen(LaunchScreen(await self._launchable(profile)), self._begin_request)
 
         self.request(ask())

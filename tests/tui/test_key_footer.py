@@ -1,7 +1,9 @@
-"""The keys below a screen are made anew only where they say something else; styles are parsed once."""
+"""The keys below a screen are made anew only where they say something else; styles are parsed once; little is imported."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,10 @@ async def test_a_panel_that_is_opened_has_only_its_own_styles_parsed(monkeypatch
         app.theme = "textual-light"
         await pilot.pause()
         assert parsed.count("app.tcss") == parsed.count("logs.tcss") == 2, "other colours"
+
+
+def test_the_first_picture_needs_neither_pydantic_nor_a_client_for_http() -> None:
+    slow = ("pydantic", "httpx", "openai", "psutil", "tui.screens.launch")
+    code = f"import sys, tui.headless.screen, tui.screens.box; print([one for one in {slow} if one in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
