@@ -47,7 +47,7 @@ PATIENCE_S = 0.5
 LEAST_BYTES = 256
 
 AHEAD_S = 1.0
-"""So long after the first picture the other panels are imported."""
+"""So long after the first picture the other panels and the launch sheet are imported."""
 
 
 class _Drain:
@@ -134,7 +134,7 @@ class TerminalApp(GpuboxApp):
 
     def on_ready(self) -> None:
         """Make ready for other panels once the first stands: importing one takes longer than showing it."""
-        ahead = threading.Thread(target=_import_all, args=(tuple(self.PANELS),), name="ahead", daemon=True)
+        ahead = threading.Thread(target=_import_all, args=((*self.PANELS, "launch"),), name="ahead", daemon=True)
         self.set_timer(AHEAD_S, ahead.start)
 
     def get_driver_class(self) -> type[Driver]:
@@ -228,7 +228,7 @@ class TerminalApp(GpuboxApp):
             self._end()
 
 
-def _import_all(panels: Iterable[str]) -> None:
+def _import_all(screens: Iterable[str]) -> None:
     """Runs in a thread of its own, which takes turns with the screen's."""
-    for panel in panels:
-        import_module(f"tui.screens.{panel}")
+    for screen in screens:
+        import_module(f"tui.screens.{screen}")

@@ -1,4 +1,4 @@
-"""The keys below a screen are made anew only where they say something else; styles are parsed once; little is imported."""
+"""What keeps the screen quick: a footer made anew only for other keys, styles parsed once, few imports at first."""
 
 from __future__ import annotations
 
