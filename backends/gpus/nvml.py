@@ -17,13 +17,11 @@ import pynvml
 from backends.gpus.nvml_figures import (
     DRIVER_IS_GONE,
     NOT_SUPPORTED,
-    Listed,
     ecc_errors,
     figure,
     memory,
     processes,
     quietly,
-    rare_processes,
     reason_of,
     throttling,
 )
@@ -36,7 +34,7 @@ ECC_EVERY_S = 10.0
 """Counting errors of the memory takes longer than the other figures, and seldom changes."""
 
 RARE_EVERY_S = 5.0
-"""How old what hardly ever changes may be: each call costs as much as one for what does."""
+"""How old may be what hardly ever changes and decides nothing: each call costs as much as one for what does."""
 
 XID_WAIT_MS = 500
 NO_DEVICES = "the NVIDIA driver works but has no GPU to show: none is fitted, or none was given to this container"
@@ -50,8 +48,6 @@ class _Rare:
     read_at: float
     name: str | Missing
     power_limit_mw: int | Missing
-    mig_modes: Any
-    processes: tuple[Listed, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +183,6 @@ class Nvml:
                 self._clock(),
                 figure(pynvml.nvmlDeviceGetName, handle),
                 figure(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle),
-                figure(pynvml.nvmlDeviceGetMigMode, handle),
-                rare_processes(handle),
             )
         return known
 
@@ -272,7 +266,8 @@ def _read_gpu(index: int, uuid: str, handle: Any, rare: _Rare) -> Gpu:
     total, used, free = memory(handle)
     rates = figure(pynvml.nvmlDeviceGetUtilizationRates, handle)
     power_mw = figure(pynvml.nvmlDeviceGetPowerUsage, handle)
-    limit_mw, mig_modes = rare.power_limit_mw, rare.mig_modes
+    limit_mw = rare.power_limit_mw
+    mig_modes = figure(pynvml.nvmlDeviceGetMigMode, handle)
     mig = not isinstance(mig_modes, Missing) and mig_modes[0] == pynvml.NVML_DEVICE_MIG_ENABLE
     return Gpu(
         index=index,
@@ -285,7 +280,7 @@ def _read_gpu(index: int, uuid: str, handle: Any, rare: _Rare) -> Gpu:
         temperature_c=figure(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         power_w=power_mw if isinstance(power_mw, Missing) else power_mw / 1000,
         power_limit_w=limit_mw if isinstance(limit_mw, Missing) else limit_mw / 1000,
-        processes=processes(handle, rare.processes),
+        processes=processes(handle),
         mig=mig,
         refusal=f"MIG is enabled: gpubox assigns whole GPUs (`sudo nvidia-smi -i {index} -mig 0`)" if mig else None,
         throttling=throttling(handle),

@@ -53,27 +53,15 @@ def memory(handle: Any) -> tuple[int | Missing, int | Missing, int | Missing]:
     return info.total, info.used, info.free
 
 
-Listed = tuple[Literal["compute", "graphics"], list[Any] | Missing]
-"""What a list of processes holds, and what those on it do."""
-
-
-def rare_processes(handle: Any) -> tuple[Listed, ...]:
-    """List those that go through MPS, and those that draw."""
-    return (
-        ("compute", _listed(handle, "nvmlDeviceGetMPSComputeRunningProcesses")),
-        ("graphics", _listed(handle, "nvmlDeviceGetGraphicsRunningProcesses")),
-    )
-
-
-def processes(handle: Any, rare: Iterable[Listed]) -> tuple[GpuProcess, ...] | Missing:
+def processes(handle: Any) -> tuple[GpuProcess, ...] | Missing:
     """Return the processes on a GPU, the largest first; one that computes and draws counts as computing."""
     compute = _listed(handle, "nvmlDeviceGetComputeRunningProcesses")
     if isinstance(compute, Missing):
         return compute
     found: dict[int, GpuProcess] = {}
     _add(found, compute, "compute")
-    for kind, listed in rare:
-        _add(found, listed, kind)
+    _add(found, _listed(handle, "nvmlDeviceGetMPSComputeRunningProcesses"), "compute")
+    _add(found, _listed(handle, "nvmlDeviceGetGraphicsRunningProcesses"), "graphics")
 
     def size(process: GpuProcess) -> int:
         return 0 if isinstance(process.memory_bytes, Missing) else process.memory_bytes

@@ -166,7 +166,7 @@ def test_a_reader_that_leaves_stops_the_engine_quietly(engine: FakeEngine) -> No
     assert asking.stdout is not None
     assert asking.stdout.read(5) == b"more "
     asking.stdout.close()
-    assert engine.gone.wait(10)
+    assert engine.gone.wait(45)
     assert asking.stderr is not None
     assert asking.stderr.read() == b""
     assert asking.wait(10) == 0
@@ -184,7 +184,7 @@ def test_an_interrupt_stops_the_engine_and_shows_what_came(engine: FakeEngine) -
     assert rest.endswith(b"\n")
     assert b"Traceback" not in err
     assert b"stopped" in err
-    assert engine.gone.wait(10)
+    assert engine.gone.wait(45)
 
 
 class Terminal:
@@ -230,7 +230,7 @@ def test_a_conversation_at_a_terminal(engine: FakeEngine) -> None:
     person.wait_for("more [31mmore ")
     person.type("\x03")
     person.wait_for("stopped")
-    assert engine.gone.wait(10)
+    assert engine.gone.wait(45)
     person.wait_for("> ")
     # Python's readline loses an interrupt that comes just before it waits for keys, so a fast one is pressed again.
     person.wait_for("> ", pressing="\x03")
