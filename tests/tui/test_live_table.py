@@ -54,6 +54,18 @@ async def test_the_cursor_stays_on_its_row_and_nothing_is_told(app: TableApp) ->
         assert table.cursor_key is None
 
 
+async def test_home_and_end_go_to_the_first_and_the_last_row(app: TableApp) -> None:
+    async with app.run_test() as pilot:
+        table = app.query_one(LiveTable)
+        table.show(COLUMNS, {})
+        await pilot.press("end", "home")
+        table.show(COLUMNS, rows("a", "b", "c"))
+        await pilot.press("end")
+        assert table.cursor_key == "c"
+        await pilot.press("home")
+        assert table.cursor_key == "a"
+
+
 async def test_only_cells_that_changed_are_written(app: TableApp) -> None:
     async with app.run_test():
         table = app.query_one(LiveTable)

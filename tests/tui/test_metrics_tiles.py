@@ -8,7 +8,9 @@ import pytest
 
 from backends.simulation import SimulatedKeeper
 from backends.snapshots import Latency, Metrics, Missing, Series
+from tui.themes import Palette
 from tui.widgets.metric_axis import TimeAxis
+from tui.widgets.metric_chart import GUTTER, chart_lines, drawn
 from tui.widgets.metric_history import History, high_and_low
 from tui.widgets.metric_readings import METRICS, Reading, latency_s, read_gpus, read_host
 
@@ -176,3 +178,13 @@ def test_the_least_and_the_most_of_a_window_are_those_of_its_readings() -> None:
     history = a_history(9.0, 5.0, 2.0, 7.0, 4.0)
     assert history.span("x", TimeAxis(NOW, 4, 2)) == (2.0, 7.0)
     assert history.span("x", TimeAxis(NOW + 100, 4, 2)) is None
+
+
+@pytest.mark.parametrize("height", [1, 3, 5])
+def test_why_a_chart_is_empty_is_told_once_and_whole(height: int) -> None:
+    reading = tile("KV cache usage", replace(some_metrics(), kv_cache_usage=Missing("the engine tells no such figure")))
+    what = drawn(reading, History(), TimeAxis(NOW, 300.0, 31), [], None, chosen=False)
+    lines = [line.text for line in chart_lines(what, 60, height, Palette(*["#000000"] * 10))]
+    assert len(lines) == height
+    told = " ".join([lines[0], *(line[GUTTER:] for line in lines[1:])])
+    assert " ".join(told.split()).count("the engine tells no such figure") == 1

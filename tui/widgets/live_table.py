@@ -47,6 +47,16 @@ class LiveTable(DataTable[Text]):
             return self.row_count > 1
         return super().check_action(action, parameters)
 
+    def action_scroll_home(self) -> None:
+        """Go to the first row: rows are whole, so that there is no first column to go to."""
+        if self.row_count:
+            self.move_cursor(row=0)
+
+    def action_scroll_end(self) -> None:
+        """Go to the last row."""
+        if self.row_count:
+            self.move_cursor(row=self.row_count - 1)
+
     @property
     def cursor_key(self) -> str | None:
         """The key of the row that the cursor is on."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from textwrap import wrap
 
 from rich.segment import Segment
 from rich.style import Style
@@ -15,7 +16,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from tui.format import NOTHING, fit
+from tui.format import ELLIPSIS, NOTHING, fit
 from tui.themes import Palette, palette
 from tui.widgets.bars import faded
 from tui.widgets.metric_axis import LABEL_CELLS, Scale, TimeAxis, scale_for
@@ -116,7 +117,8 @@ class MetricChart(Widget, can_focus=False):
 
 def chart_lines(what: Drawn, width: int, height: int, colours: Palette) -> list[Strip]:
     """Draw a chart of `height` lines."""
-    heads = [_title(what, width, colours)]
+    # An empty plot tells why it is; where there is none, or an older past in it, the title does.
+    heads = [_title(what, width, colours, why=height == 1 or _has_values(what))]
     if height >= TWO_LINES_FROM:
         heads.append(_details(what, width, colours))
     rows = max(0, height - len(heads))
@@ -150,10 +152,12 @@ def joined(cells: Sequence[Cell]) -> list[Segment]:
 def _plot(what: Drawn, rows: int, scale: Scale, colours: Palette) -> list[list[Cell]]:
     """Draw the plot's cells, with what happened and the cursor as lines from top to bottom."""
     table: list[list[Cell]] = []
-    if not any(value is not None for values in what.columns for value in values):
+    if not _has_values(what):
         told = what.reading.detail if what.reading.figures[0].value == NOTHING else "no readings in this window"
-        words = fit(told, max(0, what.cells - 2)).center(what.cells)
-        texts = [words if row == rows // 2 else " " * what.cells for row in range(rows)]
+        words = wrap(told, max(1, what.cells - 2), max_lines=rows, placeholder=ELLIPSIS)
+        above = (rows - len(words) + 1) // 2
+        texts = [words[row - above] if 0 <= row - above < len(words) else "" for row in range(rows)]
+        texts = [text.center(what.cells)[: what.cells] for text in texts]
         table.extend([(char, style(colours.dim)) for char in text] for text in texts)
     elif len(what.columns) == 1:
         for row, text in enumerate(area(what.columns[0], rows, scale.top)):
@@ -182,7 +186,11 @@ def value_at(figure: Figure, values: Values, cells: int, cursor: int) -> str:
     return figure.chart.show(max(found)) if found else NOTHING
 
 
-def _title(what: Drawn, width: int, colours: Palette) -> Strip:
+def _has_values(what: Drawn) -> bool:
+    return any(value is not None for values in what.columns for value in values)
+
+
+def _title(what: Drawn, width: int, colours: Palette, *, why: bool) -> Strip:
     """Draw '▸ KV cache usage 71% ─── min 32% max 78%'; with a cursor the figures are those at its moment."""
     lead = ("▸ ", style(colours.accent, bold=True)) if what.chosen else ("─ ", style(colours.faint))
     title = (fit(what.reading.title, max(0, width - 4)), style(colours.text, bold=what.chosen))
@@ -197,9 +205,14 @@ def _title(what: Drawn, width: int, colours: Palette) -> Strip:
             if words and used + 1 + len(words) <= width:
                 segments += [Segment(" "), Segment(words, kind)]
                 used += 1 + len(words)
-    if what.cursor is None and what.reading.detail and all(one.value == NOTHING for one in what.reading.figures):
-        why = fit(f" · {what.reading.detail}", max(0, width - used))
-        return Strip([*segments, Segment(why, style(colours.dim))]).adjust_cell_length(width)
+    if (
+        why
+        and what.cursor is None
+        and what.reading.detail
+        and all(one.value == NOTHING for one in what.reading.figures)
+    ):
+        reason = fit(f" · {what.reading.detail}", max(0, width - used))
+        return Strip([*segments, Segment(reason, style(colours.dim))]).adjust_cell_length(width)
     told = next((one for one in _bounds(what) if used + 2 + len(one) <= width), "")
     segments.append(Segment(" " + "─" * max(0, width - used - len(told) - (2 if told else 1)), style(colours.faint)))
     if told:
