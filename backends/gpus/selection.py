@@ -68,7 +68,9 @@ def select(
     """
     if not gpus:
         why = no_gpus or "none was found"
-        raise NoSuchGpuError(f"this box has no GPU to assign: {why}", "serve on the CPU: --gpus cpu")
+        raise NoSuchGpuError(
+            f"this box has no GPU to assign: {why}", 'serve on the CPU: --gpus cpu, or gpus = "cpu" in the profile'
+        )
     need = _Need(count, count_why, needed_bytes, needed_fraction, memory_why, share)
     bounded = bound_by_environment(gpus, visible)
     if tuple(wanted) == ("auto",):
