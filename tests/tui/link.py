@@ -133,6 +133,18 @@ async def until(pilot: Pilot[None], holds: Callable[[], bool], what: str) -> Non
     while not holds():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         await pilot.pause(0.01)
+    await settled(pilot)
+
+
+async def settled(pilot: Pilot[None], frames: int = 20) -> None:
+    """Let what belongs together be drawn, for parts of a change may come a frame apart; not longer than `frames`."""
+    before = ""
+    for _ in range(frames):
+        now = shown(pilot)
+        if now == before:
+            return
+        before = now
+        await pilot.pause(0.01)
 
 
 def shown(pilot: Pilot[None]) -> str:

@@ -27,11 +27,16 @@ def row(pilot: Pilot[None], index: int) -> list[str]:
     return lines[start + 1 + index].split()
 
 
+def drawn(pilot: Pilot[None], title: str) -> bool:
+    """Whether both the table and the details of a GPU stand on the screen: one may come a frame before the other."""
+    return "Memory, GiB" in shown(pilot) and title in shown(pilot)
+
+
 async def test_sixteen_gpus_fit_into_80_by_24_with_details_below() -> None:
     link = FakeLink(simulated(MIXED))
     app = GpuboxApp(link, clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "GPU 0 · NVIDIA H200" in shown(pilot), "the details")
+        await until(pilot, lambda: drawn(pilot, "GPU 0 · NVIDIA H200"), "the details")
         for gpu in link.state.box.gpus:
             cells = row(pilot, gpu.index)
             assert cells[0] == str(gpu.index)
@@ -48,7 +53,7 @@ async def test_sixteen_gpus_fit_into_80_by_24_with_details_below() -> None:
 async def test_rows_say_whose_each_gpu_is() -> None:
     app = GpuboxApp(FakeLink(), clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "GPU 0 ·" in shown(pilot), "the details")
+        await until(pilot, lambda: drawn(pilot, "GPU 0 ·"), "the details")
         assert row(pilot, 0)[-2:] == ["●", "llama-3.3-70b"]
         assert row(pilot, 3)[-2:] == ["◐", "mistral-7b"]
         assert row(pilot, 4)[-1] == "free"
@@ -58,14 +63,14 @@ async def test_rows_say_whose_each_gpu_is() -> None:
 async def test_the_cursor_chooses_whose_processes_are_shown() -> None:
     app = GpuboxApp(FakeLink(), clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "GPU 0 ·" in shown(pilot), "the first GPU")
+        await until(pilot, lambda: drawn(pilot, "GPU 0 ·"), "the first GPU")
         await pilot.press(*["down"] * 6)
-        await until(pilot, lambda: "GPU 6 ·" in shown(pilot), "the seventh GPU")
+        await until(pilot, lambda: drawn(pilot, "GPU 6 ·"), "the seventh GPU")
         assert "31337  alice" in shown(pilot)
         assert "▒ foreign" in shown(pilot)
         assert "python train.py" in shown(pilot)
         await pilot.press("k", "k", "j")
-        await until(pilot, lambda: "GPU 5 ·" in shown(pilot), "the sixth GPU")
+        await until(pilot, lambda: drawn(pilot, "GPU 5 ·"), "the sixth GPU")
 
 
 async def test_details_that_do_not_fit_are_counted_and_scrolled_to() -> None:
@@ -99,7 +104,7 @@ async def test_a_missing_reading_is_a_dash_and_its_reason_stands_in_the_details(
     )
     app = GpuboxApp(FakeLink(with_gpu(snapshot, 0, broken)), clock=lambda: NOW)
     async with app.run_test(size=(80, 40)) as pilot:
-        await until(pilot, lambda: "GPU 0 ·" in shown(pilot), "the details")
+        await until(pilot, lambda: drawn(pilot, "GPU 0 ·"), "the details")
         cells = row(pilot, 0)
         assert "–/139.8" in cells
         assert "0%" not in cells
@@ -148,7 +153,7 @@ async def test_a_hidden_screen_does_no_work(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(BoxScreen, "show", counted)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "GPU 0 ·" in shown(pilot), "the details")
+        await until(pilot, lambda: drawn(pilot, "GPU 0 ·"), "the details")
         await pilot.press("2")
         await until(pilot, lambda: "x Stop" in shown(pilot), "the servers")
         before = shows
@@ -181,7 +186,7 @@ async def test_each_state_is_drawn_once_however_fast_they_come() -> None:
     link = FakeLink()
     app = GpuboxApp(link, clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "GPU 0 ·" in shown(pilot), "the details")
+        await until(pilot, lambda: drawn(pilot, "GPU 0 ·"), "the details")
         for second in range(1, 301):
             box = replace(link.state.box, at=NOW + second, driver_version=f"999.{second}")
             link.say(SnapshotUpdate(replace(link.state, box=box)))
