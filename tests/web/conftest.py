@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import signal
@@ -51,7 +52,13 @@ class Web:
         return self.link()
 
     def tabs(self) -> list[psutil.Process]:
-        return [child for child in psutil.Process(self.process.pid).children() if "tui" in child.cmdline()]
+        """Return the processes of the tabs that are open."""
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+                if "tui" in child.cmdline():
+                    found.append(child)
+        return found
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)

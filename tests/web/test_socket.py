@@ -137,7 +137,8 @@ async def test_each_tab_is_a_process_that_ends_with_its_tab_or_the_server(open_w
             await shows(third, "SIMULATED")
             (left,) = web.tabs()
             assert await asyncio.to_thread(web.end, signal.SIGINT) == 0
-            assert not left.is_running()
+            _, alive = await asyncio.to_thread(psutil.wait_procs, [left], PATIENCE_S)
+            assert alive == []
 
 
 async def test_a_server_that_is_killed_leaves_no_tab(open_web: OpenWeb) -> None:
