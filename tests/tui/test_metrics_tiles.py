@@ -180,7 +180,7 @@ def test_the_least_and_the_most_of_a_window_are_those_of_its_readings() -> None:
     assert history.span("x", TimeAxis(NOW + 100, 4, 2)) is None
 
 
-@pytest.mark.parametrize("height", [1, 3, 5])
+@pytest.mark.parametrize("height", [1, 3, 12])
 def test_why_a_chart_is_empty_is_told_once_and_whole(height: int) -> None:
     reading = tile("KV cache usage", replace(some_metrics(), kv_cache_usage=Missing("the engine tells no such figure")))
     what = drawn(reading, History(), TimeAxis(NOW, 300.0, 31), [], None, chosen=False)

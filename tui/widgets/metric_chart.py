@@ -232,7 +232,8 @@ def _bounds(what: Drawn) -> tuple[str, ...]:
 
 def _details(what: Drawn, width: int, colours: Palette) -> Strip:
     """Draw what belongs to the title, and of several lines which is which, with its bounds."""
-    parts = [what.reading.detail] if what.reading.detail else []
+    is_told_below = not _has_values(what) and what.reading.figures[0].value == NOTHING
+    parts = [what.reading.detail] if what.reading.detail and not is_told_below else []
     if len(what.reading.figures) > 1:
         for figure, span, sign in zip(what.reading.figures, what.spans, ("━", "┅"), strict=False):
             bounds = f" {figure.chart.show(span[0])}…{figure.chart.show(span[1])}" if span else ""
