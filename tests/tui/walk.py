@@ -200,6 +200,7 @@ class Place:
         if app.current_mode != self.mode:
             app.switch_mode(self.mode)
             await self.rest()
+        await self.settle()  # A worker may be about to open a sheet.
         while len(app.screen_stack) > 1:
             await app.pop_screen()
         app.selected = self.selected

@@ -68,6 +68,8 @@ class CardScreen(ModalScreen[Fix | None]):
 
     def on_mount(self) -> None:
         """Begin with the first remedy that changes something."""
+        if not self.display:
+            return  # It is left already, before it had parts.
         options = self.query_one(OptionList)
         options.display = bool(self._choices)
         self.query_one("#change").display = bool(self._choices)

@@ -117,6 +117,8 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
 
     def on_mount(self) -> None:
         """Follow the box's memory while the sheet is open."""
+        if not self.display:
+            return  # It is left already, before it had parts.
         picker = self.query_one(GpuPicker)
         self._servers = self.gpubox.servers
         picker.display = bool(self._gpus)
