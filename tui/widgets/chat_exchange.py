@@ -98,7 +98,8 @@ class ExchangeView(Widget):
 
     def _redraw(self) -> None:
         lines, self._is_stale = self._lines, True
-        self.refresh(layout=not self._width or self._lay_out(self._width) != lines)
+        layout = not self._width or self._lay_out(self._width) != lines
+        self.call_later(self.refresh, layout=layout)  # What waits by now comes between laying out and drawing.
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """Return how many lines it takes."""
