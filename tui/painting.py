@@ -135,8 +135,8 @@ class Painter:
         return "".join(out)
 
     def _put(self, x: int, y: int, strip: Strip) -> None:
-        if y >= len(self._wanted):
-            return
+        if y >= len(self._wanted) or x >= len(self._wanted[y].letters):
+            return  # Of a picture that was made before the terminal became smaller.
         row = self._wanted[y]
         letters: list[str] = []
         looks: list[Look | None] = []

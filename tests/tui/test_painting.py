@@ -179,3 +179,16 @@ def test_a_frame_that_was_taken_leaves_nothing_to_the_garbage_collector() -> Non
         assert not [one for one in gc.get_objects() if isinstance(one, Strip) and one.text == "a whole line"]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("x", [0, WIDTH - 2, WIDTH, WIDTH + 5])
+def test_what_was_made_for_a_larger_terminal_is_cut(x: int) -> None:
+    one, paper = painter(), Paper()
+    rows = [line(("some text   ", ""))] * HEIGHT
+    one.take(update(*rows))
+    paper.feed(one.paint())
+    one.take(LayoutUpdate([[line(("x" * 4, "")), line(("y" * WIDTH, ""))]], Region(x, 0, WIDTH + 4, 1)))
+    one.take(update(*rows, y=HEIGHT))
+    paper.feed(one.paint())
+    shown = ("some text   "[:x] + "xxxx" + "y" * WIDTH)[:WIDTH] if x < WIDTH else "some text   "
+    assert "".join(letter for letter, _ in paper.cells[0]) == shown
