@@ -23,6 +23,9 @@ AROUND_LINES = 200
 
 NOTHING_KNOWN = Extent()
 
+NOTHING_FOUND = {"error": "no error in this log", "next error": "no error below"}
+"""What is said where a way to an error leads nowhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class LogStatus:
@@ -198,7 +201,8 @@ class ReadingPane(MarkingPane):
         """Go to the log's first error; from there to the next."""
         if self._reader:
             here = self._error if self._error in self._numbers else None
-            self._jump = (self._reader.jump_to_error((*here[:2], here[2] + 1) if here else START), "error")
+            after = (*here[:2], here[2] + 1) if here else START
+            self._jump = (self._reader.jump_to_error(after), "next error" if here else "error")
 
     def go_to_time(self, text: str) -> None:
         """Go to a time as `parse_moment` reads it: '14:03', '-5m'."""
@@ -267,7 +271,7 @@ class ReadingPane(MarkingPane):
         focus = self._line(self._base + window.focus)
         if not window.has_found or focus is None:
             if what != "match":
-                self.post_message(self.Complained("no error below" if what == "error" else "the log ends before that"))
+                self.post_message(self.Complained(NOTHING_FOUND.get(what, "the log ends before that")))
             return
         self._leave_end()
         number, height = self._base + window.focus, self.scrollable_size.height
@@ -275,7 +279,7 @@ class ReadingPane(MarkingPane):
             self._rows.discard(self._rows.match)
             self._rows.match = focus.key
             self._rows.discard(focus.key)
-        self._error = focus.key if what == "error" else None
+        self._error = focus.key if what in NOTHING_FOUND else None
         is_shown = what == "match" and number in {shown for shown, _ in self._layout}
         if not is_shown:
             up = 0 if what in ("moment", "part") else height // 3
