@@ -193,9 +193,10 @@ class GpuboxApp(ServerActions):
     def _take(self, message: SnapshotChanged) -> None:
         self.trouble = None
         self.snapshot = message.snapshot
-        names = [server.name for server in message.snapshot.servers]
-        if self.selected not in names:
-            self.selected = names[0] if names else None
+        if self.named() is None:
+            # Whoever opens it looks at what runs first, then at what has failed.
+            first = sorted(self.servers, key=lambda one: (not one.is_live, one.card is None))
+            self.selected = first[0].name if first else None
         self.meet()
         if self.launch is not None:
             intent, self.launch = self.launch, None
