@@ -33,6 +33,7 @@ async def settle(pilot: Pilot[None], *keys: str) -> None:
     assert isinstance(app, GpuboxApp)
     while app.snapshot is None:
         await pilot.pause(0.01)
+    await quiet(pilot)
     for key in keys:
         await pilot.press(key)
         await quiet(pilot)

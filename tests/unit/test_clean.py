@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -46,6 +47,8 @@ RECORD = Record(
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GPUBOX_HOME", str(tmp_path))
     monkeypatch.setenv("GPUBOX_LEDGER", str(tmp_path / "ledger"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))  # where keepers of long paths have their sockets
     return tmp_path
 
 
