@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from textual.messages import TerminalSupportsSynchronizedOutput
@@ -47,3 +53,20 @@ async def test_who_says_it_twice_leaves_at_once(monkeypatch: pytest.MonkeyPatch)
         app = await asked(pilot)
         await pilot.press("q", "ctrl+q")
         await until(pilot, lambda: app._exit, "the end")
+
+
+def test_a_terminal_that_is_gone_ends_the_screen_though_another_leads_its_session(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    environ = os.environ | {"GPUBOX_HOME": str(tmp_path), "TERM": "xterm-256color"}
+    command = [sys.executable, "-P", "-m", "tui", "--simulate", "1xH200"]
+    environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environ) as screen:
+        try:
+            os.close(theirs)
+            seen = b""
+            while b"SIMULATED" not in seen:
+                seen += os.read(ours, 4096)
+            os.close(ours)
+            assert screen.wait(60) == -signal.SIGHUP
+        finally:
+            screen.kill()

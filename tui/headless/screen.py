@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import select
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from functools import cache
 from threading import Thread
@@ -69,8 +73,19 @@ def open_screen(
         link = ReadOnlyKeeper(AsyncKeeper(starts_keeper=False), unkept_updates)
     else:
         link = AsyncKeeper() if starting is None else _EarlyKeeper(starting)
+    if sys.stdin.isatty():
+        Thread(target=_end_with_terminal, args=(sys.stdin.fileno(),), daemon=True).start()
     opened = cast("Store", _Later(store)) if callable(store) else store
     return show(TerminalApp(link, store=opened, launch=launch, simulated=bool(simulate), settings=read_settings()))
+
+
+def _end_with_terminal(terminal: int) -> None:
+    """End once the terminal is gone: only its session's leader is told by the kernel, which may be `make`, waiting."""
+    watch = select.poll()
+    watch.register(terminal, 0)
+    watch.poll()
+    os.kill(os.getpid(), signal.SIGHUP)
+    os._exit(128 + signal.SIGHUP)  # where that signal is ignored
 
 
 def show(app: TerminalApp) -> int:
