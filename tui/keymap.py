@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from itertools import combinations
+from typing import TYPE_CHECKING, Any, cast
 
 from textual.app import App
 from textual.binding import Binding
 from textual.dom import DOMNode
-from textual.keys import KEY_TO_UNICODE_NAME, Keys, key_to_character
+from textual.keys import KEY_TO_UNICODE_NAME, Keys, format_key, key_to_character
 from textual.screen import ModalScreen, Screen
 
 import tui.screens
 import tui.widgets
 from profiles.errors import did_you_mean
 from tui.bindings import own_bindings
+
+if TYPE_CHECKING:
+    from tui.app import GpuboxApp
 
 MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
 
@@ -61,6 +65,51 @@ def all_bindings(app: type[App[None]]) -> Iterator[tuple[type[DOMNode], Binding]
     for kind in (app, *_kinds()):
         for binding in own_bindings(kind):
             yield kind, binding
+
+
+def key_of(app: App[Any], name: str, *, typing: bool = False) -> str:
+    """Return the key of the binding with this id as a text names it ('Esc', 'Ctrl+T', 'G'), as it is mapped now.
+
+    Of several the first one; with `typing` the first that works in a text field, too, where there is one. Raises
+    KeyError where no binding has that id.
+    """
+    usual = _bindings_named(name)
+    given = cast("GpuboxApp", app).keymap.get(name)
+    keys = [one.key for one in usual] if given is None else given.split(",")
+    if typing:
+        return _spoken(next((key for key in keys if not _is_typed(key)), keys[0]))
+    return _spoken((usual[0].key_display if given is None else None) or keys[0])
+
+
+def _is_typed(key: str) -> bool:
+    """Say whether a key, as Textual names it, writes a character where there is a field for it."""
+    character = key_to_character(key)
+    return character is not None and character.isprintable()
+
+
+def _spoken(key: str) -> str:
+    *modifiers, last = [key] if len(key) == 1 else key.split("+")
+    shown = "enter" if last == "enter" else format_key(last)
+    if modifiers or len(shown) > 1:
+        shown = shown.capitalize()
+    return "+".join([*(one.capitalize() for one in modifiers), shown])
+
+
+@cache
+def _bindings_named(name: str) -> tuple[Binding, ...]:
+    """Return the bindings of an id, one a key, of the first class that has some; imports screens only to find it."""
+    for kinds in (_loaded, _kinds):
+        for kind in kinds():
+            if found := tuple(one for one in own_bindings(kind) if one.id == name):
+                return found
+    raise KeyError(name)
+
+
+def _loaded(base: type[DOMNode] = DOMNode) -> Iterator[type[DOMNode]]:
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith("tui."):
+            yield kind
+        yield from _loaded(kind)
 
 
 def default_keys(app: type[App[None]]) -> dict[str, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from backends.settings import Settings, read_settings
 from profiles.store import Store
 from tests.tui.link import NOW, FakeLink, shown, until
 from tui.app import GpuboxApp
-from tui.keymap import default_keys, normalized, remapped
+from tui.keymap import default_keys, key_of, normalized, remapped
 
 
 @pytest.mark.parametrize(
@@ -134,3 +134,22 @@ async def test_the_palette_has_what_the_screen_can_do_now_and_nothing_else(store
         )
         await pilot.press("enter")
         await until(pilot, lambda: link.requests() == [("forget", "qwen2.5-14b")], "the request")
+
+
+async def test_a_text_names_the_keys_that_work() -> None:
+    settings = Settings(keys={"chat.thoughts": ("f8", "x"), "logs.end_search": ("ctrl+e",), "log.follow": ("-",)})
+    usual, changed = GpuboxApp(FakeLink()), GpuboxApp(FakeLink(), settings=settings)
+    async with changed.run_test():
+        for name, by_default, by_choice in [
+            ("logs.end_search", "Esc", "Ctrl+E"),
+            ("log.follow", "G", "-"),
+            ("chat.thoughts", "t", "F8"),
+            ("chat.write", "Enter", "Enter"),
+            ("launch.start", "Enter", "Enter"),
+            ("mode.servers", "2", "2"),
+        ]:
+            assert (key_of(usual, name), key_of(changed, name)) == (by_default, by_choice)
+    assert key_of(usual, "chat.thoughts", typing=True) == "Ctrl+T", "t would be written"
+    assert key_of(changed, "log.follow", typing=True) == "-", "there is no other"
+    with pytest.raises(KeyError):
+        key_of(usual, "chat.thouhgts")
