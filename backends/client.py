@@ -362,7 +362,9 @@ def _read(kind: Any, data: bytes | str) -> Any:
     try:
         return read_as(kind, data)
     except WireError as problem:
-        raise KeeperError("the keeper speaks another version of gpubox", "end it: gpubox shutdown") from problem
+        raise KeeperError(
+            f"the keeper speaks another version of gpubox ({problem})", "end it: gpubox shutdown"
+        ) from problem
 
 
 def _server(name: str) -> str:

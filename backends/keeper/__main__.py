@@ -143,8 +143,13 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
         await app(scope, receive, send)
         last_use = time.monotonic()
 
+    # By itself uvicorn takes httptools and uvloop where they happen to be installed, as they are beside vLLM; the first
+    # answers HTTP/1.0, in which the event stream is asked for, in chunks.
     config = uvicorn.Config(
         used,
+        http="h11",
+        loop="asyncio",
+        ws="none",
         log_config=None,
         access_log=False,
         lifespan="off",
