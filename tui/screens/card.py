@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.events import Resize
 from textual.screen import ModalScreen
-from textual.widgets import Footer, OptionList, Static
+from textual.widgets import OptionList, Static
 
 from backends.diagnosis.fix import Fix
 from backends.snapshots import Server
@@ -19,6 +19,7 @@ from backends.starts import Card
 from tui.fixing import Choice
 from tui.themes import palette
 from tui.widgets.crash_card import card_text, diff_text
+from tui.widgets.key_footer import KeyFooter
 from tui.widgets.live_text import can_scroll
 
 CARD_CELLS = 100
@@ -64,7 +65,7 @@ class CardScreen(ModalScreen[Fix | None]):
             with VerticalScroll(id="change", can_focus=False) as change:
                 change.border_title = f"The change of {self._server.profile}.toml"
                 yield Static(id="diff")
-        yield Footer()
+        yield KeyFooter()
 
     def on_mount(self) -> None:
         """Begin with the first remedy that changes something."""
@@ -78,6 +79,8 @@ class CardScreen(ModalScreen[Fix | None]):
 
     def on_resize(self, message: Resize) -> None:
         """Show as much as there is room for."""
+        if not self.display:
+            return
         is_short = message.size.height < SHORT_ROWS
         self.set_class(is_short, "short")
         width = min(CARD_CELLS, message.size.width) - 4

@@ -10,6 +10,8 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Button, Label
 
+from tui.widgets.key_footer import KeyFooter
+
 
 class ConfirmScreen(ModalScreen[bool]):
     """Ask `question`; `y` or the first button says yes, everything else says no."""
@@ -59,15 +61,23 @@ class ConfirmScreen(ModalScreen[bool]):
 
     def compose(self) -> ComposeResult:
         """Make the parts; the harmless answer has the focus."""
+        # Not above: the first picture needs no catalogue of keys.
+        from tui.keymap import key_of
+
         with Vertical(id="question") as box:
             box.border_title = self._question
             yield Label(self._text, id="text", markup=False)
             with Horizontal(id="answers"):
-                yield Button(f"{self._yes} (y)", id="yes", variant="error", compact=True)
-                yield Button("Leave it (n)", id="no", compact=True)
+                yield Button(
+                    f"{self._yes} ({key_of(self.app, 'confirm.yes')})", id="yes", variant="error", compact=True
+                )
+                yield Button(f"Leave it ({key_of(self.app, 'confirm.no')})", id="no", compact=True)
+        yield KeyFooter()
 
     def on_mount(self) -> None:
         """Focus the harmless answer."""
+        if not self.display:
+            return  # It is left already, before it had parts.
         self.query_one("#no").focus()
 
     def on_button_pressed(self, message: Button.Pressed) -> None:

@@ -14,6 +14,7 @@ from textual.widgets import Input, Label
 
 from backends.snapshots import GpuProcess
 from tui.format import fit, memory, shown
+from tui.widgets.key_footer import KeyFooter
 
 LINE_CELLS = 66
 
@@ -74,8 +75,9 @@ class EndForeignScreen(ModalScreen[GpuProcess | None]):
             box.border_title = self._title
             yield Label("It is not gpubox's. To end it (SIGTERM, then SIGKILL), type its pid and press Enter.")
             yield Label("\n".join(map(_described, self._processes.values())), id="processes", markup=False)
-            yield Input(placeholder="pid · Esc leaves it alone", type="integer")
+            yield Input(placeholder="pid", type="integer")
             yield Label("", id="problem", markup=False)
+        yield KeyFooter()
 
     @on(Input.Submitted)
     def _typed(self, message: Input.Submitted) -> None:

@@ -10,12 +10,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import DataTable, Static
 
 from backends.errors import GpuboxError
 from backends.snapshots import Event
 from tui.format import clock_time, fit, moment, plural
 from tui.themes import STATES, Palette, palette
+from tui.widgets.key_footer import KeyFooter
 from tui.widgets.live_table import GAP, Column, LiveTable
 
 if TYPE_CHECKING:
@@ -108,10 +109,12 @@ class EventsScreen(ModalScreen[None]):
             sheet.border_title = "Events"
             yield EventsTable()
             yield Static(id="said", markup=False)
-        yield Footer()
+        yield KeyFooter()
 
     def on_mount(self) -> None:
         """Show what this screen has heard itself, until the keeper tells what was before."""
+        if not self.display:
+            return
         self.watch(self.app, "heard", self._show)
         self._read()
 
@@ -136,6 +139,8 @@ class EventsScreen(ModalScreen[None]):
         return tuple(event for event in every if not self._only_selected or event.server == wanted)
 
     def _show(self) -> None:
+        if not self.display:
+            return  # It is being left: its parts go one by one, or were never there.
         table, events, colours = self.query_one(EventsTable), self.events, palette(self.app)
         was_last = table.row_count == 0 or table.cursor_row == table.row_count - 1
         whose = self.gpubox.selected if self._only_selected else "all servers"
@@ -161,6 +166,8 @@ class EventsScreen(ModalScreen[None]):
     @on(DataTable.RowHighlighted)
     def _tell(self) -> None:
         """Show the whole text of the event under the cursor: a cause may be longer than a row."""
+        if not self.display:
+            return
         event = self._under_cursor
         said = self.query_one("#said", Static)
         none = NOTHING if not self._only_selected else f"Nothing has happened to {self.gpubox.selected}. f shows all."
@@ -169,7 +176,8 @@ class EventsScreen(ModalScreen[None]):
 
     @property
     def _under_cursor(self) -> Event | None:
-        return self._rows.get(self.query_one(EventsTable).cursor_key or "")
+        keys = (table.cursor_key for table in self.query(EventsTable))
+        return self._rows.get(next(keys, None) or "")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer to go only to a server that is there, and to move only where there is something."""

@@ -14,6 +14,7 @@ from textual.widgets import OptionList, Static
 
 from tui.explain import EXPLANATIONS
 from tui.themes import Palette, palette
+from tui.widgets.key_footer import KeyFooter
 
 
 class ExplainScreen(ModalScreen[None]):
@@ -23,7 +24,7 @@ class ExplainScreen(ModalScreen[None]):
     ExplainScreen { align: center middle; }
     ExplainScreen #sheet {
         width: 92; max-width: 96%; height: 22; max-height: 90%;
-        border: round $primary; border-subtitle-color: $text-muted; background: $surface;
+        border: round $primary; background: $surface;
     }
     ExplainScreen OptionList {
         width: 31; height: 100%; padding: 0 1; border: none; background: $surface; scrollbar-size-vertical: 1;
@@ -32,8 +33,8 @@ class ExplainScreen(ModalScreen[None]):
     """
     AUTO_FOCUS = "OptionList"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down,j", "step(1)", "Next", show=False, id="explain.next", tooltip="The next figure on the screen"),
-        Binding("up,k", "step(-1)", "Previous", show=False, id="explain.previous", tooltip="The figure before it"),
+        Binding("down,j", "step(1)", "Next", id="explain.next", tooltip="The next figure on the screen"),
+        Binding("up,k", "step(-1)", "Previous", id="explain.previous", tooltip="The figure before it"),
         Binding("escape,q,i,enter", "dismiss", "Close", id="explain.close", tooltip="Back to the figures"),
     ]
 
@@ -45,14 +46,15 @@ class ExplainScreen(ModalScreen[None]):
         """Make the list and the page beside it."""
         with Horizontal(id="sheet") as sheet:
             sheet.border_title = "What it means"
-            if len(self._figures) > 1:
-                sheet.border_subtitle = "↑↓ the others on this screen · esc back"
             yield _Figures(*(Text(EXPLANATIONS[key].title, no_wrap=True, overflow="ellipsis") for key in self._figures))
             with VerticalScroll(id="told", can_focus=False):
                 yield Static()
+        yield KeyFooter()
 
     def on_mount(self) -> None:
         """Show the one that was asked about."""
+        if not self.display:
+            return  # It is left already, before it had parts.
         self.query_one(_Figures).highlighted = 0
 
     @on(OptionList.OptionHighlighted)

@@ -16,6 +16,7 @@ from textual.widgets import Static
 from tui.bindings import bindings_here, keys_shown
 from tui.format import fit
 from tui.themes import Palette, palette
+from tui.widgets.key_footer import KeyFooter
 from tui.widgets.live_text import can_scroll
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ class HelpScreen(ModalScreen[None]):
             border: round $primary;
             border-title-color: $primary;
             border-title-style: bold;
-            border-subtitle-color: $dim;
             background: $surface;
         }
 
@@ -91,6 +91,7 @@ class HelpScreen(ModalScreen[None]):
         with VerticalScroll(id="sheet") as sheet:
             sheet.border_title = "Keys"
             yield Static(id="keys")
+        yield KeyFooter()
 
     def on_mount(self) -> None:
         """Lay the keys out."""
@@ -101,6 +102,8 @@ class HelpScreen(ModalScreen[None]):
         self._show()
 
     def _show(self) -> None:
+        if not self.display:
+            return  # It is being left: its parts go one by one, or were never there.
         room = self.app.size.width * 96 // 100 - FRAME_CELLS
         is_wide = room >= 2 * COLUMN_CELLS + COLUMN_GAP
         self.set_class(is_wide, "-two")
@@ -113,10 +116,6 @@ class HelpScreen(ModalScreen[None]):
         ]
         columns = split(blocks) if is_wide else [blocks]
         self.query_one("#keys", Static).update(side_by_side([Text("\n\n").join(one) for one in columns], width))
-        what = "works now" if self._shows_all else "with ids"
-        self.query_one(
-            "#sheet"
-        ).border_subtitle = f"a {'only what ' if self._shows_all else 'all, '}{what} · Esc closes"
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer to scroll only where there is more than fits."""

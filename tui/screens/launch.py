@@ -15,7 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.suggester import Suggester
-from textual.widgets import DataTable, Footer, Input, Label, Static
+from textual.widgets import DataTable, Input, Label, Static
 
 from backends.errors import GpuboxError, UsageError
 from backends.snapshots import Box, Gpu, GpuProcess, Missing, Owner, Server, Snapshot, StartRequest
@@ -29,6 +29,7 @@ from tui.themes import MEMORY_LEVELS, Palette, palette
 from tui.widgets.bars import bar
 from tui.widgets.fit_bar import FitBar
 from tui.widgets.gpu_table import memory_ratio
+from tui.widgets.key_footer import KeyFooter
 from tui.widgets.live_table import GAP, Column, LiveTable
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
                 yield Input(id="name", compact=True)
             with VerticalScroll(id="run", can_focus=False):
                 yield Static(id="command")
-        yield Footer()
+        yield KeyFooter()
 
     def on_mount(self) -> None:
         """Follow the box's memory while the sheet is open."""

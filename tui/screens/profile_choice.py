@@ -15,6 +15,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Label, OptionList
 from textual.widgets.option_list import Option
 
+from tui.widgets.key_footer import KeyFooter
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -43,9 +45,9 @@ class ChoiceScreen(ModalScreen[str | None]):
         """Make the parts."""
         with Vertical(classes="sheet asks") as box:
             box.border_title = self._question
-            box.border_subtitle = "esc goes back"
             yield Label(self._text, classes="said", markup=False)
             yield OptionList(*(Option(f"{one.key}  {one.text}", one.value) for one in self._answers), markup=False)
+        yield KeyFooter()
 
     @on(OptionList.OptionSelected)
     def _chosen(self, message: OptionList.OptionSelected) -> None:

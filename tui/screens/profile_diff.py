@@ -15,6 +15,7 @@ from textual.widgets import Static
 
 from tui.themes import palette
 from tui.widgets.crash_card import diff_text
+from tui.widgets.key_footer import KeyFooter
 from tui.widgets.live_text import can_scroll
 
 
@@ -33,8 +34,8 @@ class DiffScreen(ModalScreen[None]):
     AUTO_FOCUS = "VerticalScroll"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,v", "dismiss(None)", "Leave", id="diff.leave", tooltip="Back to the profiles"),
-        Binding("j,down", "scroll(1)", "Down", show=False, id="diff.down", tooltip="Scroll"),
-        Binding("k,up", "scroll(-1)", "Up", show=False, id="diff.up", tooltip="Scroll"),
+        Binding("j,down", "scroll(1)", "Down", id="diff.down", tooltip="Scroll"),
+        Binding("k,up", "scroll(-1)", "Up", id="diff.up", tooltip="Scroll"),
     ]
 
     def __init__(self, title: str, found: Sequence[Difference]) -> None:
@@ -46,11 +47,13 @@ class DiffScreen(ModalScreen[None]):
         """Make the parts."""
         with VerticalScroll(classes="sheet") as box:
             box.border_title = self._title
-            box.border_subtitle = "↑↓ scroll · esc leaves"
             yield Static(id="diff")
+        yield KeyFooter()
 
     def on_mount(self) -> None:
         """Show all of them."""
+        if not self.display:
+            return  # It is left already, before it had parts.
         colours = palette(self.app)
         lines: list[Text] = []
         for one in self._found:

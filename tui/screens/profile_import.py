@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.timer import Timer
-from textual.widgets import Footer, Label, Static, TextArea
+from textual.widgets import Label, Static, TextArea
 
 from profiles.arguments import lint
 from profiles.commands import WHERE, import_command
@@ -23,6 +23,7 @@ from profiles.schema import parse_profile
 from profiles.store import to_toml
 from tui.screens.profile_name import free_name
 from tui.themes import palette
+from tui.widgets.key_footer import KeyFooter
 from tui.widgets.live_text import can_scroll
 from tui.widgets.profile_side import problem_text
 from tui.widgets.profile_table import ProfileRow
@@ -71,7 +72,7 @@ class ImportScreen(ModalScreen[Understood | None]):
             yield TextArea(compact=True, soft_wrap=True, highlight_cursor_line=False, placeholder="vllm serve …")
             with VerticalScroll(id="understood", can_focus=False):
                 yield Static(id="reading")
-        yield Footer()
+        yield KeyFooter()
 
     @on(TextArea.Changed)
     def _typed(self) -> None:

@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 
 from profiles.schema import NAME
 from tui.themes import palette
+from tui.widgets.key_footer import KeyFooter
 from tui.widgets.profile_table import ProfileRow
 
 BLANK = "(blank)"
@@ -61,7 +62,7 @@ class NameScreen(ModalScreen[Named | None]):
         """Make the parts."""
         with Vertical(classes="sheet") as box:
             box.border_title = self._title
-            box.border_subtitle = "enter goes on · esc leaves"
+            box.border_subtitle = "Enter goes on"
             if self._choose:
                 yield Label("Begin with a copy of")
                 yield OptionList(
@@ -73,9 +74,12 @@ class NameScreen(ModalScreen[Named | None]):
                 yield Label("Name")
                 yield Input(self._suggested, compact=True, select_on_focus=True)
             yield Static(id="problem")
+        yield KeyFooter()
 
     def on_mount(self) -> None:
         """Begin with the template, else with the name."""
+        if not self.display:
+            return  # It is left already, before it had parts.
         if not self._choose:
             self.query_one(Input).focus()
             return

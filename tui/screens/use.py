@@ -10,9 +10,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from tui.themes import palette
+from tui.widgets.key_footer import KeyFooter
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class UseScreen(ModalScreen[UseLine | None]):
         with VerticalScroll(id="use") as sheet:
             sheet.border_title = f"Use {self._server}: a key copies its line"
             yield Static(text, id="lines")
-        yield Footer()
+        yield KeyFooter()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer to copy only what is there."""
