@@ -31,9 +31,11 @@ from backends.snapshots import (
     Server,
     Snapshot,
     StartRequest,
+    SwitchRequest,
     Update,
     dump,
 )
+from backends.switches import Level, Switch, SwitchChoice
 from backends.wire import WireError, read_as
 
 if TYPE_CHECKING:
@@ -62,6 +64,18 @@ class KeeperLink(Protocol):
 
     async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
         """Stop a server where it runs, and start it again as it was; one that has ended, also with another profile."""
+        ...
+
+    async def sleep(self, name: str, level: Level | None = None) -> Server:
+        """Put a server to sleep, at the level for which there is room where none is given; returns once it begins."""
+        ...
+
+    async def switch(self, request: SwitchRequest) -> Switch:
+        """Have a server serve instead of those in its way; returns once that has begun. A `SwitchUpdate` tells its end."""
+        ...
+
+    async def switch_choices(self) -> tuple[SwitchChoice, ...]:
+        """Return what a switch to each server would do now."""
         ...
 
     async def profile(self, name: str) -> dict[str, Any]:
@@ -171,6 +185,21 @@ class KeeperClient:
         answer: Server = _read(Server, self.request("POST", f"{_server(name)}/restart", body))
         return answer
 
+    def sleep(self, name: str, level: Level | None = None) -> Server:
+        """See KeeperLink."""
+        answer: Server = _read(Server, self.request("POST", f"{_server(name)}/sleep?level={level or ''}"))
+        return answer
+
+    def switch(self, request: SwitchRequest) -> Switch:
+        """See KeeperLink."""
+        answer: Switch = _read(Switch, self.request("POST", "/v1/switches", dump(request)))
+        return answer
+
+    def switch_choices(self) -> tuple[SwitchChoice, ...]:
+        """See KeeperLink."""
+        answer: tuple[SwitchChoice, ...] = _read(tuple[SwitchChoice, ...], self.request("GET", "/v1/switches"))
+        return answer
+
     def profile(self, name: str) -> dict[str, Any]:
         """See KeeperLink."""
         answer: dict[str, Any] = _read(dict[str, Any], self.request("GET", f"{_server(name)}/profile"))
@@ -251,6 +280,18 @@ class AsyncKeeper:
     async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
         """See KeeperLink."""
         return await asyncio.to_thread(self._client.restart, name, profile)
+
+    async def sleep(self, name: str, level: Level | None = None) -> Server:
+        """See KeeperLink."""
+        return await asyncio.to_thread(self._client.sleep, name, level)
+
+    async def switch(self, request: SwitchRequest) -> Switch:
+        """See KeeperLink."""
+        return await asyncio.to_thread(self._client.switch, request)
+
+    async def switch_choices(self) -> tuple[SwitchChoice, ...]:
+        """See KeeperLink."""
+        return await asyncio.to_thread(self._client.switch_choices)
 
     async def profile(self, name: str) -> dict[str, Any]:
         """See KeeperLink."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from backends.errors import KeeperError, UsageError
 from backends.orphans import Orphan, Reaped
-from backends.snapshots import Connection, Event, Series, Server, SnapshotUpdate, StartRequest, Update
+from backends.snapshots import Connection, Event, Series, Server, SnapshotUpdate, StartRequest, SwitchRequest, Update
+from backends.switches import Level, Switch, SwitchChoice
 
 if TYPE_CHECKING:
     from backends.client import KeeperLink
@@ -76,6 +77,18 @@ class ReadOnlyKeeper:
     async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
         """Refuse."""
         raise refusal(f"restart {name}")
+
+    async def sleep(self, name: str, level: Level | None = None) -> Server:
+        """Refuse."""
+        raise refusal(f"put {name} to sleep")
+
+    async def switch(self, request: SwitchRequest) -> Switch:
+        """Refuse."""
+        raise refusal(f"switch to {request.name}")
+
+    async def switch_choices(self) -> tuple[SwitchChoice, ...]:
+        """See KeeperLink."""
+        return await self._link.switch_choices()
 
     async def profile(self, name: str) -> dict[str, Any]:
         """See KeeperLink."""

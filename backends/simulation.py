@@ -42,9 +42,11 @@ from backends.snapshots import (
     Snapshot,
     SnapshotUpdate,
     StartRequest,
+    SwitchRequest,
     Update,
 )
 from backends.starts import Card, Evidence, Remedy
+from backends.switches import Level, Switch, SwitchChoice
 
 SERIES_S = 3600
 SERIES_EVERY_S = 10
@@ -152,6 +154,18 @@ class SimulatedKeeper:
             return await self.stop(name)
         self._launch_again(life)
         return self._server(name)
+
+    async def sleep(self, name: str, level: Level | None = None) -> Server:
+        """Refuse."""
+        raise ConflictError(f"{name} is simulated and does not sleep", "start a real server with sleep = true")
+
+    async def switch(self, request: SwitchRequest) -> Switch:
+        """Refuse."""
+        raise ConflictError(f"{request.name} is simulated: there is nothing to switch", "start real servers")
+
+    async def switch_choices(self) -> tuple[SwitchChoice, ...]:
+        """See KeeperLink."""
+        return ()
 
     async def profile(self, name: str) -> dict[str, Any]:
         """See KeeperLink."""

@@ -22,6 +22,7 @@ from backends.gpu_readings import Owner as Owner
 from backends.gpu_readings import Share as Share
 from backends.gpu_readings import Xid as Xid
 from backends.starts import Card, Exit, Stage, StartFigures, StartProgress
+from backends.switches import Idle, Level, Sleep, Switch
 
 T = TypeVar("T")
 
@@ -134,7 +135,8 @@ class Server:
 
     `progress` is that of a start, `figures` what its log told, `card` why it failed. Where `foreign` is set, gpubox
     only found it running. `why` says why it got these GPUs, `warnings` what to be careful about on them;
-    `profile_digest` is the SHA-256 of its profile's file as it was started, in hex.
+    `profile_digest` is the SHA-256 of its profile's file as it was started, in hex. `can_sleep` says that it can give
+    way asleep; `host_bytes` is what it has pinned of host memory for that, which it keeps until it ends.
     """
 
     name: str
@@ -169,6 +171,10 @@ class Server:
     foreign: Foreign | None = None
     metrics: Metrics | Missing = NOT_SCRAPED
     profile_digest: str | None = None
+    can_sleep: bool = False
+    sleep: Sleep | None = None
+    idle: Idle | None = None
+    host_bytes: int = 0
 
     @property
     def address(self) -> str:
@@ -203,11 +209,12 @@ class KeeperInfo:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that the keeper knows at one moment."""
+    """All that the keeper knows at one moment; `switches` are those that run."""
 
     keeper: KeeperInfo | None
     box: Box
     servers: tuple[Server, ...]
+    switches: tuple[Switch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +257,15 @@ class EventUpdate:
     type: Literal["event"] = "event"
 
 
-Update = SnapshotUpdate | BoxUpdate | ServerUpdate | ServerRemoved | EventUpdate
+@dataclass(frozen=True, slots=True)
+class SwitchUpdate:
+    """A newer state of a switch; that which says its outcome is the last of it."""
+
+    switch: Switch
+    type: Literal["switch"] = "switch"
+
+
+Update = SnapshotUpdate | BoxUpdate | ServerUpdate | ServerRemoved | EventUpdate | SwitchUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +284,20 @@ class StartRequest:
     gpus: tuple[str, ...] | None = None
     port: int | None = None
     profile_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRequest:
+    """Ask that the server `name` serve, and that those in its way sleep or stop.
+
+    `start` says how to start it where it does not live; None starts it again as it was. `level` and `drain_s` are for
+    those that give way: None takes the level for which there is room, and what their profiles say.
+    """
+
+    name: str
+    start: StartRequest | None = None
+    level: Level | None = None
+    drain_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,10 @@ from backends.snapshots import (
     Snapshot,
     SnapshotUpdate,
     StartRequest,
+    SwitchRequest,
     Update,
 )
+from backends.switches import Level, Switch, SwitchChoice
 
 NOW = 1_790_000_000.0
 
@@ -44,6 +46,7 @@ class FakeLink:
         self.refusal: GpuboxError | None = None
         self.left: tuple[Orphan, ...] = ()
         self.on_record: tuple[Launch, ...] = ()
+        self.choices: tuple[SwitchChoice, ...] = ()
         self.streams = 0
         self.refuse_streams: GpuboxError | None = None
         self._news: asyncio.Queue[Update | GpuboxError] = asyncio.Queue()
@@ -85,6 +88,17 @@ class FakeLink:
         self._note("restart", name)
         return self.state.servers[0]
 
+    async def sleep(self, name: str, level: Level | None = None) -> Server:
+        self._note("sleep", name, level)
+        return self.state.servers[0]
+
+    async def switch(self, request: SwitchRequest) -> Switch:
+        self._note("switch", request.name)
+        return Switch("1", request.name, 0.0)
+
+    async def switch_choices(self) -> tuple[SwitchChoice, ...]:
+        return self.choices
+
     async def profile(self, name: str) -> dict[str, Any]:
         return {"name": name, "model": "/models/x"}
 
@@ -119,7 +133,9 @@ class FakeLink:
 
     def requests(self) -> list[tuple[object, ...]]:
         """Return what was asked that changes something."""
-        return [one for one in self.asked if one[0] in ("start", "stop", "restart", "forget", "reap")]
+        return [
+            one for one in self.asked if one[0] in ("start", "stop", "restart", "forget", "reap", "sleep", "switch")
+        ]
 
     def _note(self, *request: object) -> None:
         self.asked.append(request)
