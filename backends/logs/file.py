@@ -260,25 +260,23 @@ class LogFile:
 
     def find_from(self, at: int, scan: Scan) -> int | None:
         """Return where the first line at `at` or later begins that `scan` has found."""
-        lines, _ = self._hits(at, scan, is_down=False)
-        return lines
+        return self._hit(self._upwards(at), at, scan, 0)
 
     def find_before(self, at: int, scan: Scan) -> int | None:
         """Return where the last line before `at` begins that `scan` has found."""
-        lines, _ = self._hits(at, scan, is_down=True)
-        return lines
+        return self._hit(self._downwards(at - 1), at, scan, -1)
 
-    def _hits(self, at: int, scan: Scan, *, is_down: bool) -> tuple[int | None, bool]:
-        for part, number in self._downwards(at - 1) if is_down else self._upwards(at):
+    def _hit(self, blocks: Iterator[tuple[Part, int]], at: int, scan: Scan, beside: int) -> int | None:
+        for part, number in blocks:
             if not scan.hits_in(part, number):
                 continue
             picks = self._picks(part, number, scan)
             if picks is None:
                 continue
-            place = bisect_left(picks.ats, at) - is_down
+            place = bisect_left(picks.ats, at) + beside
             if 0 <= place < len(picks.ats):
-                return picks.ats[place], True
-        return None, False
+                return picks.ats[place]
+        return None
 
     def rank(self, at: int, scan: Scan) -> int:
         """Return which of the lines found the one at `at` is, counted from 1."""
@@ -343,7 +341,7 @@ class LogFile:
         if kept := scan.kept.get(key):
             return kept
         block = self.block(part, number)
-        places, _ = scan.rule.pick(block.texts, state)
+        places = scan.pick(block.texts, state)
         picked = Block([block.ats[place] for place in places], [block.texts[place] for place in places])
         if self._kept.get(key):  # It will not change any more.
             scan.kept.put(key, picked)

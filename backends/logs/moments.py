@@ -19,10 +19,10 @@ def parse_moment(text: str, last: datetime) -> datetime:
     '-5m' (or s, h, d) is so long before the log's end.
     """
     text = text.strip()
-    if back := _BACK.fullmatch(text):
-        return last - timedelta(seconds=int(back[1]) * _UNITS_S[back[2]])
-    found = _CLOCK.fullmatch(text)
+    back, found = _BACK.fullmatch(text), _CLOCK.fullmatch(text)
     try:
+        if back is not None:
+            return last - timedelta(seconds=int(back[1]) * _UNITS_S[back[2]])
         if found is None:
             raise ValueError(text)
         year, month, day, hour, minute = (int(part) if part else 0 for part in found.groups()[:5])
@@ -33,5 +33,5 @@ def parse_moment(text: str, last: datetime) -> datetime:
             return moment if moment <= last else moment - timedelta(days=1)
         moment = last.replace(year=year or last.year, month=month, day=day, **clock)  # type: ignore[arg-type]
         return moment if year or moment <= last else moment.replace(year=last.year - 1)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(f"{text!r} is no time", "say 14:03, 11-21 14:03, or -5m") from None

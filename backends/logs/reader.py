@@ -16,9 +16,10 @@ from datetime import datetime
 from pathlib import Path
 
 from backends.logs.file import LogFile
+from backends.logs.matcher import Matcher, Spans
 from backends.logs.scanner import Scan
-from backends.logs.text import BLOCK_BYTES, ERROR, Rule, heading
-from backends.logs.windows import EMPTY, END, START, Extent, Key, Lines, Window
+from backends.logs.text import BLOCK_BYTES, ERROR, LONGEST_SHOWN, Rule, heading, text_start
+from backends.logs.windows import EMPTY, END, START, Extent, Key, Lines, LogLine, Window
 
 POLL_S = 0.1
 TELL_EVERY_S = 1 / 10
@@ -63,6 +64,8 @@ class LogReader:
         self._filters: list[Scan] = []
         self._searches: list[Scan] = []
         self._hunts: list[Scan] = []
+        self._matcher: Matcher | None = None
+        self._spans: dict[LogLine, Spans] = {}
         self._match: Key | None = None
         self._place: Key = END
         self._ask = self._asked = self._jumps = 0
@@ -159,10 +162,11 @@ class LogReader:
         """Search all lines that the filter `rule` lets pass, those at `key` and below first; None ends the search."""
 
         def order() -> None:
-            _close(self._searches)
-            self._match = None
-            self._searches = self._scans(Rule(*rule, pattern), key) if pattern else []
-            self._changed = True
+            self._end_search()
+            if pattern is not None:
+                self._matcher = Matcher(pattern)
+                self._searches = self._scans(Rule(*rule), key, pattern)
+            self._stale = True
 
         self._order(order, 0)
 
@@ -179,7 +183,8 @@ class LogReader:
     def search_pids(self) -> list[int]:
         """The pids of the searching children."""
         scans = [*self._filters, *self._searches, *self._hunts]
-        return [scan.pid for scan in scans if scan.pid is not None]
+        pids = [scan.pid for scan in scans if scan.pid is not None]
+        return pids if (matcher := self._matcher) is None else [*pids, matcher.pid]
 
     def _order(self, order: Callable[[], None], number: int) -> int:
         self._orders.append(order)
@@ -222,7 +227,8 @@ class LogReader:
                 left_s = TELL_EVERY_S - (time.monotonic() - self._told_at)
                 self._wake.wait(max(0.0, left_s) if self._changed or self._stale else POLL_S)
                 self._wake.clear()
-        _close(self._filters, self._searches, self._hunts)
+        self._end_search()
+        _close(self._filters, self._hunts)
         for source in self._sources:
             source.close()
 
@@ -262,10 +268,18 @@ class LogReader:
             for source, scan in zip(self._sources, scans, strict=False):
                 scan.feed(source.parts, 0)
 
-    def _scans(self, rule: Rule, key: Key) -> list[Scan]:
+    def _end_search(self) -> None:
+        _close(self._searches)
+        self._searches, self._match, self._spans = [], None, {}
+        if self._matcher is not None:
+            self._matcher.close()
+            self._matcher = None
+
+    def _scans(self, rule: Rule, key: Key, pattern: re.Pattern[str] | None = None) -> list[Scan]:
         scans = []
         for number, source in enumerate(self._sources):
-            scan = Scan(rule, self._heard, self._block_bytes)
+            matcher = self._matcher if pattern is not None else None
+            scan = Scan(rule, self._heard, self._block_bytes, pattern=pattern, matcher=matcher)
             scan.feed(source.parts, self._lines.at(number, key))
             scans.append(scan)
         return scans
@@ -307,6 +321,8 @@ class LogReader:
             match=self._lines.rank(self._match, searches) if searches and self._match else None,
             is_searching=not all(scan.is_done for scan in searches),
             is_looking=self._jump is not None,
+            given_up=sum(scan.given_up for scan in searches),
+            has_failed=any(scan.has_failed for scan in (*filters, *searches)),
             processes=tuple(self._processes),
         )
 
@@ -319,8 +335,31 @@ class LogReader:
             number = self._sources[0].line_number(lines[0].key[2])
         marks = (self._lines.mark(lines[0].key), self._lines.mark(lines[-1].key)) if lines else (0.0, 1.0)
         return Window(
-            self._asked, self._jumped, lines, len(before), is_first, is_last, number, marks, self._has_found
-        )  # fmt: skip
+            ask=self._asked,
+            jump=self._jumped,
+            lines=lines,
+            focus=len(before),
+            first=is_first,
+            last=is_last,
+            number=number,
+            marks=marks,
+            has_found=self._has_found,
+            spans=self._spans_in(lines),
+        )
+
+    def _spans_in(self, lines: Sequence[LogLine]) -> dict[Key, Spans]:
+        """Return what the search marks in lines; those of the window before are not looked through again."""
+        if self._matcher is None:
+            return {}
+        new = [line for line in lines if line not in self._spans]
+        starts = [text_start(line.text) for line in new]
+        found = self._matcher.spans([line.text[at:LONGEST_SHOWN] for at, line in zip(starts, new, strict=True)])
+        known = self._spans | {
+            line: tuple((at + low, at + high) for low, high in spans)
+            for at, line, spans in zip(starts, new, found, strict=True)
+        }
+        self._spans = {line: known[line] for line in lines}
+        return {line.key: spans for line, spans in self._spans.items() if spans}
 
     def _end_jump(self) -> None:
         _close(self._hunts)

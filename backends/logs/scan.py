@@ -4,7 +4,7 @@ Run as `python -I -P -S /abs/scan.py` by `scanner.py`. On standard input come JS
 (`{"level", "processes", "pattern", "flags", "block_bytes", "parent"}`), then `["part", serial, fd, size, is_final]` as
 the log grows (`fd` is the parent's), `["drop", serial]`, and once `["from", serial, offset]`. Lines from there down to
 the end are searched first, then those above, from there upwards. Results are RECORDs. It ends with its standard input,
-so that no death of its parent leaves it behind.
+so that no death of its parent leaves it behind. Run with `match`, it answers `matcher.py` instead.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
 import json
 
+from backends.logs.patience import Patient
 from backends.logs.text import INFO, LEVELS, Rule, is_clean, read_block, split_lines, text_start
 
 TYPE_CHECKING = False
@@ -40,9 +41,9 @@ SAME_BLOCK = 254
 """In place of a state: the block was told of before, there is more in it now."""
 
 NEWS = 0
-"""In place of a serial: the block field says `REACHED_END` or `ALL_DONE`."""
+"""In place of a serial: the block field says `REACHED_END`, `ALL_DONE`, or that more lines were `GIVEN_UP`."""
 
-REACHED_END, ALL_DONE = 1, 2
+REACHED_END, ALL_DONE, GIVEN_UP = 1, 2, 3
 
 TELL_EVERY_S = 0.03
 OLDER_BLOCKS = 16
@@ -65,7 +66,9 @@ class Search:
     def __init__(self, spec: dict[str, Any]) -> None:
         pattern = spec["pattern"]
         compiled = None if pattern is None else re.compile(pattern, spec["flags"])
-        self.rule = Rule(spec["level"], spec["processes"], compiled)
+        self.rule = Rule(spec["level"], spec["processes"])
+        self._patient = Patient(compiled) if compiled else None
+        self._given_up = 0
         self.block_bytes: int = spec["block_bytes"]
         self.files: list[File] = []
         self._parent: int = spec["parent"]
@@ -122,6 +125,9 @@ class Search:
             if not busy and not self._finished:
                 self._finished = True
                 self._out.append(RECORD.pack(NEWS, ALL_DONE, 0, 0))
+        if self._patient and self._patient.given_up > self._given_up:
+            self._out.append(RECORD.pack(NEWS, GIVEN_UP, self._patient.given_up - self._given_up, 0))
+            self._given_up = self._patient.given_up
         now = time.monotonic()
         if self._out and (not busy or now - self._out_at >= TELL_EVERY_S):
             self._out_at = now
@@ -210,7 +216,8 @@ class Search:
             # What the lines are is still to be known, for the block after it.
             after = self.rule.state_before(split_lines(data)[1])
             return 0, state if after is None else after
-        picked, state = self.rule.pick(split_lines(data)[1], state)
+        search = self._patient.search if self._patient else None
+        picked, state = self.rule.pick(split_lines(data)[1], state, search)
         return len(picked), state
 
     def _has_level(self, data: bytes) -> bool:
@@ -230,9 +237,8 @@ class Search:
     def _count_quickly(self, data: bytes) -> int:
         """Count lines with a match in ASCII text, looking only at those that hold what any match holds."""
         folded, needle = self._folded(data), self._needle
-        pattern = self.rule.pattern
-        assert pattern is not None
-        search, hits = pattern.search, 0
+        assert self._patient is not None
+        search, hits = self._patient.search, 0
         at = folded.find(needle)
         while at >= 0:
             end = data.find(b"\n", at)
@@ -284,8 +290,17 @@ def main() -> None:
         busy = search is not None and search.step()
 
 
+def match() -> None:
+    """Answer one JSON line each about lines until standard input ends; the first tells the pattern and its flags."""
+    spec = json.loads(sys.stdin.readline())
+    patient = Patient(re.compile(spec["pattern"], spec["flags"]))
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(patient.answer(asked["texts"], asked["budget_s"], places=asked["places"])), flush=True)
+
+
 if __name__ == "__main__":
     try:
-        main()
+        match() if sys.argv[1:] == ["match"] else main()
     except (BrokenPipeError, KeyboardInterrupt):
         sys.exit(0)

@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from backends.logs.matcher import Matcher
 from backends.logs.parts import Part
-from backends.logs.scan import ALL_DONE, NEWS, REACHED_END, RECORD, SAME_BLOCK
-from backends.logs.text import BLOCK_BYTES, Rule
+from backends.logs.scan import ALL_DONE, GIVEN_UP, NEWS, REACHED_END, RECORD, SAME_BLOCK
+from backends.logs.text import BLOCK_BYTES, Rule, text_start
 
 CHILD = Path(__file__).with_name("scan.py")
 KEPT_LINES = 20_000
@@ -62,15 +63,28 @@ class Kept:
 
 
 class Scan:
-    """The lines of one log that `rule` wants; `on_news` is called from a thread of its own. `close` ends the child.
+    """The lines of one log that `rule` wants, of them those with `pattern`; `close` ends the child.
+
+    `on_news` is called from a thread of its own; `matcher` knows the same pattern.
 
     `has_reached_end` says that from where it began all lines below are searched, `is_done` that all are; both stay true
-    while the log grows and the search goes on in what is new. `has_failed`: the child died before that.
+    while the log grows and the search goes on in what is new. `has_failed`: the child died before that. `given_up` are
+    lines that took the pattern too long.
     """
 
-    def __init__(self, rule: Rule, on_news: Callable[[], object], block_bytes: int = BLOCK_BYTES) -> None:
-        self.rule = rule
-        self.count = 0
+    def __init__(
+        self,
+        rule: Rule,
+        on_news: Callable[[], object],
+        block_bytes: int = BLOCK_BYTES,
+        *,
+        pattern: re.Pattern[str] | None = None,
+        matcher: Matcher | None = None,
+    ) -> None:
+        self.count = self.given_up = 0
+        self._rule = rule
+        self._pattern = pattern
+        self._matcher = matcher
         self.has_reached_end = self.is_done = self.has_failed = False
         self.kept = Kept()
         self._on_news = on_news
@@ -103,14 +117,13 @@ class Scan:
         if begins:
             part = next((one for one in reversed(parts) if at >= one.base), parts[0])
             messages.append(["from", part.serial, max(0, min(at - part.base, part.size - 1))])
-        if messages and self._say(messages):
+        if all(self._say(message) for message in messages):
             self._fed = {part.serial: (part.size, part.is_final) for part in parts}
             for serial in [serial for serial in self._hits if serial not in self._fed]:
                 self.count -= sum(self._hits.pop(serial))
                 self._states.pop(serial, None)
 
     def _start(self) -> None:
-        pattern = self.rule.pattern
         self._child = subprocess.Popen(
             [sys.executable, "-I", "-P", "-S", str(CHILD)],
             stdin=subprocess.PIPE,
@@ -119,10 +132,10 @@ class Scan:
             bufsize=0,
         )
         spec = {
-            "level": self.rule.level,
-            "processes": sorted(self.rule.processes),
-            "pattern": pattern.pattern if pattern else None,
-            "flags": pattern.flags if pattern else 0,
+            "level": self._rule.level,
+            "processes": sorted(self._rule.processes),
+            "pattern": self._pattern.pattern if self._pattern else None,
+            "flags": self._pattern.flags if self._pattern else 0,
             "block_bytes": self._block_bytes,
             "parent": os.getpid(),
         }
@@ -131,12 +144,13 @@ class Scan:
         os.set_blocking(self._child.stdin.fileno(), False)
         threading.Thread(target=self._listen, args=(self._child,), name="log search", daemon=True).start()
 
-    def _say(self, messages: list[list[object]]) -> bool:
+    def _say(self, message: list[object]) -> bool:
         """Send what is new; False where the child is too busy to hear it, so that it must be said again."""
         assert self._child is not None
         assert self._child.stdin is not None
         try:
-            os.write(self._child.stdin.fileno(), b"".join(json.dumps(one).encode() + b"\n" for one in messages))
+            # A pipe takes so short a message whole or not at all.
+            os.write(self._child.stdin.fileno(), json.dumps(message).encode() + b"\n")
         except BlockingIOError:
             return False
         except (BrokenPipeError, ValueError):
@@ -164,6 +178,7 @@ class Scan:
         if serial == NEWS:
             self.has_reached_end |= number == REACHED_END
             self.is_done |= number == ALL_DONE
+            self.given_up += hits if number == GIVEN_UP else 0
             return
         table = self._hits.setdefault(serial, array("i"))
         states = self._states.setdefault(serial, bytearray())
@@ -175,6 +190,14 @@ class Scan:
         self.count += hits
         if state != SAME_BLOCK:
             states[number] = state
+
+    def pick(self, lines: Sequence[str], state: int) -> list[int]:
+        """Return the places of the lines that are wanted."""
+        places, _ = self._rule.pick(lines, state)
+        if self._matcher is None:
+            return places
+        found = self._matcher.found([lines[place][text_start(lines[place]) :] for place in places])
+        return [place for place, is_found in zip(places, found, strict=True) if is_found]
 
     def state_at(self, part: Part, number: int) -> int | None:
         """Return the rule's state before a block's first line; None where the search has not been."""
@@ -203,9 +226,3 @@ class Scan:
             self._child.kill()
             assert self._child.stdin is not None
             self._child.stdin.close()
-
-
-def rule_of(level: int, processes: Sequence[str], pattern: re.Pattern[str] | None) -> Rule | None:
-    """Return what is to be searched for, None where that is everything."""
-    rule = Rule(level, processes, pattern)
-    return rule if rule.filters or pattern else None

@@ -11,9 +11,12 @@ from itertools import accumulate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 STAMP_LENGTH = 29
+LONGEST_SHOWN = 8192
+"""So many characters of a line are shown, and looked through for what is to be marked."""
+
 BLOCK_BYTES = 1 << 16
 LONGEST_LINE_BYTES = 1 << 20
 """What a line holds beyond that is not shown; the shim writes none longer than 64 KiB."""
@@ -119,16 +122,15 @@ def split_lines(data: bytes) -> tuple[list[int], list[str]]:
 
 
 class Rule:
-    """Which lines are wanted: of `level` (a rank) or worse, of one of `processes` (of all, if empty), with `pattern`.
+    """Which lines are wanted: of `level` (a rank) or worse, and of one of `processes` (of all, if empty).
 
     A line without a level or a process belongs to the line above. What that one was is carried from line to line as a
     state: bit 0, its level is wanted; bit 1, its process is.
     """
 
-    def __init__(self, level: int = 0, processes: Sequence[str] = (), pattern: re.Pattern[str] | None = None) -> None:
+    def __init__(self, level: int = 0, processes: Sequence[str] = ()) -> None:
         self.level = level
         self.processes = frozenset(processes)
-        self.pattern = pattern
         self.filters = level > 1 or bool(processes)
         self.initial = (1 if level <= INFO else 0) | (0 if processes else 2)
 
@@ -141,10 +143,11 @@ class Rule:
             state = (state & 1) | (2 if process in self.processes else 0)
         return state
 
-    def pick(self, lines: Sequence[str], state: int) -> tuple[list[int], int]:
-        """Return the places of the wanted lines, and the state after the last line."""
+    def pick(
+        self, lines: Sequence[str], state: int, search: Callable[[str], object] | None = None
+    ) -> tuple[list[int], int]:
+        """Return the places of the wanted lines, of those only that `search` finds, and the state after the last."""
         picked = []
-        search = self.pattern.search if self.pattern else None
         filters = self.filters
         for place, line in enumerate(lines):
             if filters:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from backends.logs.file import LogFile, stamp_of
+from backends.logs.matcher import Spans
 from backends.logs.scanner import Scan
 
 Key = tuple[int, int, int]
@@ -35,6 +36,7 @@ class Extent:
 
     `is_whole` says that all are counted; `problem` why a file cannot be read, if so. `shown` are the lines that the
     filter has let pass so far, None without one; `processes` are those that write into the log, as far as is known.
+    `given_up` are lines that took the search too long; `has_failed`: a process that searches or filters has died.
     """
 
     lines: int = 0
@@ -49,6 +51,8 @@ class Extent:
     match: int | None = None
     is_searching: bool = False
     is_looking: bool = False
+    given_up: int = 0
+    has_failed: bool = False
     processes: tuple[str, ...] = ()
 
 
@@ -58,7 +62,8 @@ class Window:
 
     `ask` is the number of that question, `jump` that of the jump that led here; `first` and `last` say that nothing
     comes before, or after them. `number` is the first line's in its log, from 1, where that is known.
-    `marks` are the places of the first and last line within the log as a whole, from 0 to 1.
+    `marks` are the places of the first and last line within the log as a whole, from 0 to 1. `spans` are the places
+    in a line that a search has found, of lines that have some.
     """
 
     ask: int
@@ -70,9 +75,10 @@ class Window:
     number: int | None
     marks: tuple[float, float]
     has_found: bool
+    spans: Mapping[Key, Spans]
 
 
-EMPTY = Window(0, 0, (), 0, first=True, last=True, number=None, marks=(0.0, 1.0), has_found=False)
+EMPTY = Window(0, 0, (), 0, first=True, last=True, number=None, marks=(0.0, 1.0), has_found=False, spans={})
 
 
 class Lines:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from pathlib import Path
 
-from tests.tui.test_logs_screen import NOW, StillKeeper, a_server, opened, write
+from tests.tui.logs_stage import NOW, STAMP, StillKeeper, a_server, alive, opened, write
 from tui.app import GpuboxApp
 from tui.screens.logs import LogsScreen
 from tui.widgets.log_chooser import LogChooser
@@ -142,14 +141,55 @@ async def test_a_search_ends_its_process_with_escape_and_with_the_app(tmp_path: 
         await screen.until_last("line 999")
         await pilot.press("slash", *"line 12", "enter")
         await screen.until(lambda: "of 11" in screen.said("#foot"), "eleven matches")
-        (first,) = screen.view.search_pids
+        first = screen.view.search_pids
         await pilot.press("escape")
-        await screen.until(lambda: not os.path.exists(f"/proc/{first}"), "the end of the first")
+        await screen.until(lambda: not alive(first), "the end of the first")
         await pilot.press("slash", *"line 13", "enter")
         await screen.until(lambda: "of 11" in screen.said("#foot") and bool(screen.view.search_pids), "another")
         view = screen.view
-        (second,) = view.search_pids
+        second = view.search_pids
+        assert second
     deadline = time.monotonic() + 20
-    while os.path.exists(f"/proc/{second}"):
+    while alive(second):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+async def test_an_endless_expression_leaves_every_key_working(tmp_path: Path) -> None:
+    log = tmp_path / "demo-20261121-123000.log"
+    write(log, 0, 30)
+    with log.open("a") as file:
+        file.write(f"{STAMP}{'7' * 28}x\n")
+    write(log, 30, 40)
+    app = GpuboxApp(StillKeeper(tmp_path, a_server("demo", log)))
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await screen.until_last("line 39")
+        await pilot.press("slash", *"(7+)+$", "enter")
+        await screen.until(lambda: "of 4" in screen.said("#foot"), "the lines that end in a 7")
+        await screen.until(lambda: "1 line took too long" in screen.said("#foot"), "that one was left out")
+        for key, number in (("n", 1), ("n", 2), ("N", 1), ("n", 2)):
+            await pilot.press(key)
+            await screen.until(lambda at=number: f"{at} of 4" in screen.said("#foot"), key)  # type: ignore[misc]
+        await screen.until(lambda: any(row.endswith(" line 17") for row in screen.rows()), "line 17")
+        at = next(y for y, row in enumerate(screen.rows()) if row.endswith(" line 17"))
+        assert [one.text for one in screen.view.render_line(at) if one.style and one.style.bgcolor]
+        await pilot.press("escape")
+        await screen.until(lambda: "of 4" not in screen.said("#foot"), "the end of the search")
+
+
+async def test_the_way_to_an_error_begins_anew_in_another_log(tmp_path: Path) -> None:
+    logs = [tmp_path / f"demo-20261121-12300{number}.log" for number in range(2)]
+    for number, log in enumerate(logs):
+        log.write_text(f"{STAMP}ERROR: one of {number}\n{STAMP}ERROR: two of {number}\n")
+    app = GpuboxApp(StillKeeper(tmp_path, a_server("demo", logs[1])))
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await screen.until(lambda: "start 2 of 2" in screen.said("#head"), "two starts")
+        await pilot.press("E")
+        await screen.until(lambda: screen.view._error is not None and screen.view._error[2] == 0, "the first error")
+        await pilot.press("comma")
+        await screen.until(lambda: "two of 0" in "".join(screen.rows()), "the older start")
+        await pilot.press("E")
+        await screen.until(lambda: not screen.view.following, "an error")
+        assert screen.view._error == (0, 0, 0), "its first one"

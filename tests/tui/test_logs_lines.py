@@ -9,9 +9,9 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from backends.logs.text import text_start
+from backends.logs.text import LONGEST_SHOWN, text_start
 from tui.widgets.log_lines import compiled
-from tui.widgets.log_view_lines import LONGEST_SHOWN, LineStyles, laid_out, rows_of
+from tui.widgets.log_view_lines import LineStyles, laid_out, rows_of
 from tui.widgets.log_view_rows import moved
 
 STYLES = LineStyles(
@@ -27,7 +27,9 @@ STAMP = "2026-11-21T12:34:56.789+02:00 "
 
 
 def short(line: str, pattern: re.Pattern[str] | None = None) -> Text:
-    return laid_out(line, STYLES, whole=False, pattern=pattern)
+    at = text_start(line)
+    spans = [(at + one.start(), at + one.end()) for one in pattern.finditer(line[at:])] if pattern else []
+    return laid_out(line, STYLES, whole=False, spans=spans)
 
 
 def colour_of(text: Text, part: str) -> str | None:
@@ -52,7 +54,7 @@ def colour_of(text: Text, part: str) -> str | None:
 )
 def test_a_line_is_shown_short_and_can_be_had_as_it_is(line: str, shown: str) -> None:
     assert short(STAMP + line).plain == f"12:34:56.789 {shown}"
-    assert laid_out(STAMP + line, STYLES, whole=True, pattern=None).plain == STAMP + line
+    assert laid_out(STAMP + line, STYLES, whole=True).plain == STAMP + line
 
 
 @pytest.mark.parametrize(
@@ -127,5 +129,9 @@ def test_only_a_capital_letter_makes_capitals_matter() -> None:
     assert compiled("error").search("ERROR")
     assert not compiled("Error").search("ERROR")
     assert compiled(r"\Serror").search("XERROR")
+
+
+@pytest.mark.parametrize("text", ["(", "a{99999999999}", "(" * 5000 + ")" * 5000, "(?L)a"])
+def test_what_is_no_expression_is_refused_in_one_way(text: str) -> None:
     with pytest.raises(re.error):
-        compiled("(")
+        compiled(text)

@@ -5,83 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from textual.pilot import Pilot
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
-from backends.simulation import SimulatedKeeper
-from backends.snapshots import Server, ServerState, Snapshot, SnapshotUpdate, Update
+from backends.snapshots import ServerState
 from backends.starts import Stage
+from tests.tui.logs_stage import NOW, STAMP, StillKeeper, a_server, opened, write
 from tui.app import GpuboxApp
-from tui.widgets.log_view import LogView
-
-STAMP = "2026-11-21T12:34:56.789+00:00 "
-NOW = 1_795_264_496.0
-
-
-class StillKeeper(SimulatedKeeper):
-    """A keeper whose servers are what the test says, when it says so."""
-
-    def __init__(self, folder: Path, *servers: Server) -> None:
-        super().__init__(clock=lambda: NOW, folder=folder)
-        self._still = replace(self.snapshot(), servers=servers)
-        self._news: asyncio.Queue[Snapshot] = asyncio.Queue()
-
-    async def updates(self) -> AsyncIterator[Update]:
-        yield SnapshotUpdate(self._still)
-        while True:
-            yield SnapshotUpdate(await self._news.get())
-
-    def tell(self, *servers: Server) -> None:
-        self._news.put_nowait(replace(self._still, servers=servers))
-
-
-def a_server(name: str, log: Path | None, state: ServerState = ServerState.READY) -> Server:
-    some = SimulatedKeeper(clock=lambda: NOW).snapshot().servers[0]
-    return replace(some, name=name, log_path=str(log) if log else None, state=state, state_since=NOW - 5)
-
-
-def write(path: Path, first: int, end: int, mode: str = "a") -> None:
-    with path.open(mode) as file:
-        file.write("".join(f"{STAMP}line {number}\n" for number in range(first, end)))
-
-
-class Screen:
-    """The app on its logs screen, and what it shows."""
-
-    def __init__(self, pilot: Pilot[None]) -> None:
-        self.pilot = pilot
-        self.app = pilot.app
-
-    @property
-    def view(self) -> LogView:
-        return self.app.screen.query_one(LogView)
-
-    def rows(self) -> list[str]:
-        height = self.view.scrollable_size.height
-        return [self.view.render_line(y).text.rstrip() for y in range(height)]
-
-    def said(self, part: str) -> str:
-        return str(self.app.screen.query_one(part, Static).content)
-
-    async def until(self, holds: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 30
-        while not holds():
-            assert time.monotonic() < deadline, f"waited in vain: {what}; shown: {self.rows()}; {self.said('#foot')}"
-            await self.pilot.pause(0.01)
-
-    async def until_last(self, line: str) -> None:
-        await self.until(lambda: [row for row in self.rows() if row][-1:] == [f"12:34:56.789 {line}"], line)
-
-
-async def opened(pilot: Pilot[None]) -> Screen:
-    await pilot.press("3")
-    await pilot.pause()
-    return Screen(pilot)
 
 
 async def test_it_follows_until_one_scrolls_up_and_again_with_g(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from backends.logs.text import LEVELS
 from backends.logs.windows import Extent
 from backends.snapshots import Server, ServerState
-from tui.format import MIB, NOTHING, duration, fit, fit_path, memory, percent
+from tui.format import MIB, NOTHING, duration, fit, fit_path, memory, percent, plural
 from tui.themes import STATES, Palette
 from tui.widgets.bars import bar
 from tui.widgets.log_reading import LogStatus, ReadingPane
@@ -71,6 +71,10 @@ def finding_text(status: LogStatus, pattern: str, colours: Palette) -> Text:
         rank = f"{status.match:,}" if status.match else NOTHING
         found = f"{rank} of {status.matches:,}" if status.matches else "no match"
         more = "…" if status.is_searching else ""
+        if status.extent.has_failed:
+            more = ", then the search broke off"
+        elif status.extent.given_up:
+            more += f" · {plural(status.extent.given_up, 'line')} took too long"
         text.append(f"/{fit(pattern, PATTERN_CELLS)}/ ", colours.text)
         text.append(f"{found}{more} · n N · Esc ends", colours.dim)
     elif not status.following:
@@ -145,4 +149,7 @@ def compiled(text: str) -> re.Pattern[str]:
     """Compile what a person searches for; only a capital letter in it makes capitals matter. Raises re.error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # A FutureWarning would be printed across the screen.
-        return re.compile(text, 0 if re.search(r"(?<!\\)[A-Z]", text) else re.IGNORECASE)
+        try:
+            return re.compile(text, 0 if re.search(r"(?<!\\)[A-Z]", text) else re.IGNORECASE)
+        except (OverflowError, RecursionError, ValueError) as problem:
+            raise re.error(str(problem)) from problem

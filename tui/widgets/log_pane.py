@@ -152,6 +152,7 @@ class LogPane(ScrollView, can_focus=True):
         else:
             self._base = max(self._end, self._base) + FAR
         self._window = window
+        self._rows.mark(window.spans)
         self._numbers = {key: self._base + number for key, number in numbers.items()}
         stays = top is not None and top.key in numbers
         if not stays:

@@ -82,6 +82,7 @@ class ReadingPane(MarkingPane):
         self._pending = 0
         self._seen = 0
         self._error: Key | None = None
+        self._pattern: re.Pattern[str] | None = None
         self._offered = (True, True, True)
 
     @property
@@ -116,7 +117,7 @@ class ReadingPane(MarkingPane):
             new_lines=0 if self.following else max(0, self._came() - self._seen),
             line=None if window.number is None else window.number + down,
             part=low + (high - low) * down / max(1, len(window.lines)),
-            matches=extent.matches if self._rows.pattern else None,
+            matches=extent.matches if self._pattern else None,
             match=extent.match if self._rows.match else None,
             is_searching=extent.is_searching,
             is_looking=self._jump is not None and extent.is_looking,
@@ -140,6 +141,7 @@ class ReadingPane(MarkingPane):
         self.extent = NOTHING_KNOWN
         self._take_window(EMPTY)
         self.following, self._place, self._seen, self._pending = True, END, 0, 0
+        self._wants_start, self._error = False, None
         self._rows.labels = tuple(labels) if len(paths) > 1 else ()
         self._rows.widest, self._rows.match, self._jump = 0, None, None
         self._rows.clear()
@@ -149,8 +151,8 @@ class ReadingPane(MarkingPane):
             self._ask = self._reader.show(END, self._around)
             if self.rule != (0, ()):
                 self._reader.filter(*self.rule)
-            if self._rows.pattern:
-                self._reader.search(self._rows.pattern, self.rule, END)
+            if self._pattern:
+                self._reader.search(self._pattern, self.rule, END)
             self._reader.open()
         self._settle()
 
@@ -168,13 +170,14 @@ class ReadingPane(MarkingPane):
         if self._reader:
             self._reader.filter(*self.rule)
             self._seen = 0 if self.rule != (0, ()) else self.extent.appended_lines
-            if self._rows.pattern:
-                self._reader.search(self._rows.pattern, self.rule, self._here)
+            if self._pattern:
+                self._reader.search(self._pattern, self.rule, self._here)
         self._settle()
 
     def search(self, pattern: re.Pattern[str] | None) -> None:
         """Mark and count the lines in which `pattern` is found, and go to the nearest; None ends the search."""
-        self._rows.pattern, self._rows.match, self._jump = pattern, None, None
+        self._pattern, self._rows.match, self._jump = pattern, None, None
+        self._rows.spans = {}
         self._rows.clear()
         if self._reader:
             self._reader.search(pattern, self.rule, self._here)
@@ -186,7 +189,7 @@ class ReadingPane(MarkingPane):
 
     def next_match(self, direction: int) -> None:
         """Go to the next match below or above, from the other end after the last one."""
-        if self._reader and self._rows.pattern:
+        if self._reader and self._pattern:
             here = self._rows.match or self._here
             self._jump = (self._reader.jump_to_match(here, direction), "match")
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len, chop_cells
 from rich.style import Style
 from rich.text import Text
 
-from backends.logs.text import text_start
+from backends.logs.text import LONGEST_SHOWN, text_start
 
-LONGEST_SHOWN = 8192
 TIME = slice(11, 23)
 INDENT_FROM_WIDTH = 40
 LONGEST_WORD = 24
@@ -49,13 +48,14 @@ def laid_out(
     styles: LineStyles,
     *,
     whole: bool,
-    pattern: re.Pattern[str] | None,
+    spans: Sequence[tuple[int, int]] = (),
     is_current: bool = False,
     column: int = 0,
 ) -> Text:
     """Return a line as it is shown: `whole` as the file has it, else with only the time and the process before it.
 
-    The process has a column of its own, so many cells wide, unless that is 0.
+    `spans` are the places in the line that are marked. The process has a column of its own, so many cells wide,
+    unless that is 0.
     """
     rest = len(line) - LONGEST_SHOWN
     line = line[:LONGEST_SHOWN]
@@ -76,13 +76,12 @@ def laid_out(
         text.append(line[begin:end], style)
         if end == TIME.stop and start and not whole:
             text.append(" " if name or not column else " " * (column + 2))
-    if pattern is not None:
-        mark = styles.current_match if is_current else styles.match
-        for found in pattern.finditer(line[start:]):
-            for begin, end, at in places:
-                low, high = max(begin, start + found.start()), min(end, start + found.end())
-                if low < high:
-                    text.stylize(mark, at + low - begin, at + high - begin)
+    mark = styles.current_match if is_current else styles.match
+    for first, last in spans:
+        for begin, end, at in places:
+            low, high = max(begin, first), min(end, last)
+            if low < high:
+                text.stylize(mark, at + low - begin, at + high - begin)
     if rest > 0:
         text.append(f" … {rest:,} characters more", styles.faint)
     return text

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.style import Style
@@ -11,6 +10,7 @@ from rich.text import Text
 from textual.cache import LRUCache
 from textual.strip import Strip
 
+from backends.logs.matcher import Spans
 from backends.logs.windows import Key, LogLine
 from tui.widgets.log_view_lines import LineStyles, laid_out, rows_of
 
@@ -21,14 +21,15 @@ LABEL_CELLS = 12
 class Rows:
     """Draws lines.
 
-    `whole`, `wraps`, `pattern` and `match` say how; `labels` are the names of merged logs, none for one log alone;
-    `column` is the width of the processes' own column, 0 for none. `widest` is the widest line drawn unwrapped.
+    `whole` and `wraps` say how; `spans` are marked, those of the line `match` as the one gone to; `labels` are the
+    names of merged logs, none for one log alone; `column` is the width of the processes' own column, 0 for none.
+    `widest` is the widest line drawn unwrapped.
     """
 
     def __init__(self) -> None:
         self.whole = False
         self.wraps = False
-        self.pattern: re.Pattern[str] | None = None
+        self.spans: Mapping[Key, Spans] = {}
         self.match: Key | None = None
         self.labels: tuple[str, ...] = ()
         self.column = 0
@@ -38,6 +39,13 @@ class Rows:
     def clear(self) -> None:
         """Draw everything anew."""
         self._kept.clear()
+
+    def mark(self, spans: Mapping[Key, Spans]) -> None:
+        """Mark other places; lines where they are others are drawn anew."""
+        before, self.spans = self.spans, spans
+        for key in before.keys() | spans.keys():
+            if before.get(key) != spans.get(key):
+                self.discard(key)
 
     def discard(self, key: Key | None) -> None:
         """Draw one line anew."""
@@ -50,10 +58,8 @@ class Rows:
 
     def text_of(self, line: LogLine, styles: LineStyles) -> Text:
         """Return a line as it is shown; in merged logs it starts with the log's name."""
-        is_current = line.key == self.match
-        shown = laid_out(
-            line.text, styles, whole=self.whole, pattern=self.pattern, is_current=is_current, column=self.column
-        )
+        is_current, spans = line.key == self.match, self.spans.get(line.key, ())
+        shown = laid_out(line.text, styles, whole=self.whole, spans=spans, is_current=is_current, column=self.column)
         if not self.labels:
             return shown
         cells = self._label_cells
