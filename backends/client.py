@@ -71,7 +71,7 @@ class KeeperLink(Protocol):
         ...
 
     async def switch(self, request: SwitchRequest) -> Switch:
-        """Have a server serve instead of those in its way; returns once that has begun. A `SwitchUpdate` tells its end."""
+        """Have a server serve instead of those in its way; returns once it has begun; a `SwitchUpdate` tells how."""
         ...
 
     async def switch_choices(self) -> tuple[SwitchChoice, ...]:

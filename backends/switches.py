@@ -11,6 +11,8 @@ from typing import Literal
 
 from backends.gpu_readings import Missing
 
+NOT_KNOWN = Missing("not known before its first start")
+
 Level = Literal[1, 2]
 """How deep an engine sleeps: 1 keeps its weights in host memory, 2 reads them from disk again; neither keeps its KV."""
 
@@ -70,7 +72,7 @@ class SwitchChoice:
     way: Way
     giving_way: tuple[GivingWay, ...] = ()
     expected_s: float | None = None
-    size_bytes: int | Missing = Missing("not known before its first start")
+    size_bytes: int | Missing = NOT_KNOWN
     note: str = ""
 
 
@@ -78,8 +80,8 @@ class SwitchChoice:
 class SwitchStep:
     """One step of a switch; `took_s` is None while it lasts.
 
-    `name` is one of drain, abort, sleep, stop, memory, wake, weights, kv-cache, prefix-cache, start, first-token, and in
-    a roll-back restore.
+    `name` is one of drain, abort, sleep, stop, memory, wake, weights, kv-cache, prefix-cache, start, first-token; and
+    restore, in a roll-back.
     """
 
     name: str
