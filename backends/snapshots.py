@@ -275,7 +275,8 @@ class StartRequest:
     `gpus` is `auto`, `cpu`, or a tuple of indices or UUID prefixes; None takes what the profile says. `environ` is the
     environment of whoever asks: the engine is started in it, and its CUDA_VISIBLE_DEVICES bounds what may be assigned.
     `port` 0 asks for any free one; None takes what the profile says. `profile_digest` is the SHA-256 of the text of the
-    file that the profile was read from, in hex; None where there is no such file.
+    file that the profile was read from, in hex; None where there is no such file. `asleep` asks for a warm spare: it
+    starts once its GPUs have room, and is put to sleep as soon as it is ready.
     """
 
     profile: dict[str, Any]
@@ -284,6 +285,7 @@ class StartRequest:
     gpus: tuple[str, ...] | None = None
     port: int | None = None
     profile_digest: str | None = None
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
