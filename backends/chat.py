@@ -6,6 +6,7 @@ The client is imported only when the first question is asked, on a thread: it ta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 import sys
@@ -18,6 +19,7 @@ from backends.chat_answer import Answer, Answering, ChatChunk, Embedding, Turn
 from backends.chat_errors import cut_off, refusal, told
 from backends.chat_image import Image
 from backends.chat_settings import Sampling
+from backends.chat_stream import events
 from backends.errors import ConflictError, UsageError
 from backends.snapshots import Connection, ModelKind
 
@@ -93,9 +95,11 @@ class ChatSession:
             client = await self._connected()
             stream = await self._open(client, self._request(prompt, sampling, image), answering)
             try:
-                async for event in stream:
-                    if chunk := answering.take(event):
-                        yield chunk
+                async with contextlib.aclosing(events(stream)) as packets:
+                    async for packet in packets:
+                        for event in packet:
+                            if chunk := answering.take(event):
+                                yield chunk
             finally:
                 await stream.close()
             if answering.finish_reason is None:

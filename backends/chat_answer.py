@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,23 +89,24 @@ class Answering:
         """Start the clock: the request goes out now."""
         self._begun_s = time.perf_counter()
 
-    def take(self, event: Any) -> ChatChunk | None:
+    def take(self, event: Mapping[str, Any]) -> ChatChunk | None:
         """Take in one event of the stream, of a chat or of a completion; returns what it says, if anything."""
         now_s = time.perf_counter() - self._begun_s
-        if event.usage:
-            self._prompt_tokens = event.usage.prompt_tokens
-            self._completion_tokens = event.usage.completion_tokens
-        if not event.choices:
+        usage, choices = event.get("usage"), event.get("choices")
+        if usage:
+            self._prompt_tokens = usage.get("prompt_tokens")
+            self._completion_tokens = usage.get("completion_tokens")
+        if not choices:
             return None
-        choice = event.choices[0]
-        if delta := getattr(choice, "delta", None):
+        choice = choices[0]
+        if delta := choice.get("delta"):
             # vLLM renamed the field; versions in between send both.
-            reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None) or ""
-            chunk = ChatChunk(_printable(delta.content or ""), _printable(reasoning))
+            reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+            chunk = ChatChunk(_printable(delta.get("content") or ""), _printable(reasoning))
         else:
-            chunk = ChatChunk(_printable(getattr(choice, "text", None) or ""))
-        if choice.finish_reason:
-            self.finish_reason = choice.finish_reason
+            chunk = ChatChunk(_printable(choice.get("text") or ""))
+        if finish_reason := choice.get("finish_reason"):
+            self.finish_reason = finish_reason
             # The end-of-text token is counted and takes its time, though it says nothing.
             self._last_s = now_s
         if not chunk.text and not chunk.reasoning:
@@ -114,7 +116,7 @@ class Answering:
         self._reasoning.append(chunk.reasoning)
         if self._first_s is None:
             self._first_s = now_s
-            self._first_tokens = event.usage.completion_tokens if event.usage else None
+            self._first_tokens = usage.get("completion_tokens") if usage else None
         self._last_s = now_s
         return chunk
 
@@ -156,4 +158,4 @@ class Answering:
 
 def _printable(text: str) -> str:
     """Replace lone surrogates: JSON may hold them, no terminal and no later request can."""
-    return text.encode(errors="replace").decode()
+    return text if text.isascii() else text.encode(errors="replace").decode()

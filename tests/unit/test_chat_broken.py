@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import aclosing
 
@@ -11,7 +12,7 @@ import pytest
 from backends.chat import ChatSession
 from backends.chat_errors import AnswerCutError
 from backends.errors import ConflictError
-from tests.unit.chat_engine import FakeEngine, Request, Wire, ask, piece, refusal, says
+from tests.unit.chat_engine import FakeEngine, Request, Wire, ask, piece, refusal, says, usage
 
 
 @pytest.fixture
@@ -116,6 +117,53 @@ async def test_an_engine_that_reports_an_error_in_mid_answer(engine: FakeEngine)
     async with ChatSession(engine.connection()) as session:
         with pytest.raises(AnswerCutError, match="broke off its answer: EngineCore encountered an issue"):
             await ask(session, "hi")
+
+
+async def test_an_engine_that_falls_silent_in_mid_answer(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def script(request: Request, wire: Wire) -> None:
+        await wire.begin()
+        await wire.event(piece("half"))
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("backends.chat._SILENCE_S", 1.0)
+    engine.script = script
+    async with ChatSession(engine.connection()) as session:
+        with pytest.raises(AnswerCutError, match=r"^the engine fell silent in the middle of its answer\n") as caught:
+            await ask(session, "hi")
+        assert caught.value.answer.text == "half"
+
+
+@pytest.mark.parametrize("garbage", [b"data: {half an obj\n\n", b"data: 3\n\n"])
+async def test_what_cannot_be_read_in_mid_answer_keeps_what_came(engine: FakeEngine, garbage: bytes) -> None:
+    async def script(request: Request, wire: Wire) -> None:
+        await wire.begin()
+        await wire.event(piece("half"))
+        await wire.write(garbage)
+        await wire.done()
+
+    engine.script = script
+    async with ChatSession(engine.connection()) as session:
+        with pytest.raises(AnswerCutError) as caught:
+            await ask(session, "hi")
+        assert caught.value.answer.text == "half"
+
+
+async def test_an_answer_is_read_however_its_bytes_are_cut_into_packets(engine: FakeEngine) -> None:
+    whole = b": a comment\r\n" + b"".join(
+        b"data:%s\r\n\r\n" % json.dumps(event, ensure_ascii=False).encode()
+        for event in (piece("größer "), piece("als 界"), piece("", finish="stop"), usage(3, 2))
+    )
+
+    async def script(request: Request, wire: Wire) -> None:
+        await wire.begin()
+        for at in range(0, len(whole), 7):
+            await wire.write(whole[at : at + 7])
+        await wire.done()
+
+    engine.script = script
+    async with ChatSession(engine.connection()) as session:
+        _, answer = await ask(session, "hi")
+        assert (answer.text, answer.completion_tokens) == ("größer als 界", 2)
 
 
 CONTEXT = (

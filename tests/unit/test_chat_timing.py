@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 
@@ -76,10 +75,8 @@ def heard(clock: list[float], monkeypatch: pytest.MonkeyPatch, *chunks: tuple[fl
     answering = Answering()
     for at, text, counted in chunks:
         clock[0] = at
-        told = SimpleNamespace(prompt_tokens=5, completion_tokens=counted) if counted is not None else None
-        delta = SimpleNamespace(content=text)
-        choices = [SimpleNamespace(delta=delta, finish_reason=None)] if text else []
-        answering.take(SimpleNamespace(usage=told, choices=choices))
+        told = usage(5, counted) if counted is not None else {}
+        answering.take((piece(text) if text else {"choices": []}) | {"usage": told.get("usage")})
     return answering.answer()
 
 
