@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from backends import paths
 from backends.errors import KeeperError, from_code
+from backends.http1 import read_head
 from backends.orphans import Orphan, Reaped
 from backends.readonly import check_keeper_start, check_request
 from backends.snapshots import (
@@ -257,12 +258,12 @@ class AsyncKeeper:
             reader, writer = await asyncio.open_unix_connection(path, limit=STREAM_LINE_BYTES)
             # HTTP/1.0, so that the answer comes without chunks. httpx takes 0.1 s to import and to make a client.
             writer.write(b"GET /v1/events HTTP/1.0\r\nHost: gpubox\r\n\r\n")
-            status = int((await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1])
+            status = (await read_head(reader)).status
             if status >= 400:
                 raise _error_of(status, await reader.read())
             while line := await reader.readline():
                 yield _read(Update, line)
-        except (OSError, EOFError, ValueError, IndexError) as problem:
+        except (OSError, ValueError) as problem:
             raise KeeperError(f"the keeper went away: {problem or type(problem).__name__}") from problem
         finally:
             if writer is not None:

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
+from asyncio import StreamReader, StreamWriter
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
-
-import httpx
+from urllib.parse import urlsplit
 
 from backends.engines.base import SCRAPE_MARK
+from backends.http1 import BodyTooLongError, NoAnswerError, read_body, read_head
 
 MAX_BODY_BYTES = 8 << 20
 """No answer that the keeper asks for comes near; `/metrics` has ~50 KB an engine rank."""
 
 _KEEP_ALIVE_S = 2.0
 """Below uvicorn's 5 s, so that a connection is not reused in the moment in which the engine closes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A connection to the engine that nobody uses since `since` (monotonic seconds)."""
+
+    reader: StreamReader
+    writer: StreamWriter
+    since: float
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it can be used again, as far as can be seen from here."""
+        closed = self.reader.at_eof() or self.writer.transport.is_closing()
+        return not closed and time.monotonic() - self.since < _KEEP_ALIVE_S
 
 
 class EngineHttp:
@@ -27,16 +46,10 @@ class EngineHttp:
         self, base_url: str, api_key: str | None = None, *, connect_s: float = 1.0, read_s: float = 5.0
     ) -> None:
         self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self._connect_s = connect_s
         self._read_s = read_s
-        self._whole_s = connect_s + read_s
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
-            timeout=httpx.Timeout(read_s, connect=connect_s),
-            limits=httpx.Limits(max_connections=4, keepalive_expiry=_KEEP_ALIVE_S),
-            trust_env=False,
-            # Reading the machine's certificates takes 40 ms of the keeper's loop.
-            verify=self._base_url.startswith("https:"),
-        )
+        self._idle: list[_Line] = []
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """GET `path` and return status and body; raises OSError, in one line, where no whole answer comes."""
@@ -48,7 +61,9 @@ class EngineHttp:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        for line in self._idle:
+            line.writer.close()
+        self._idle.clear()
 
     async def __aenter__(self) -> Self:
         return self
@@ -60,23 +75,82 @@ class EngineHttp:
 
     async def _ask(self, method: str, path: str, body: object) -> tuple[int, bytes]:
         url = self._base_url + path
-        marked = f"{url}{'&' if '?' in path else '?'}{SCRAPE_MARK}"
         try:
-            # httpx bounds the wait for each part of an answer; this bounds the whole of one that trickles in.
-            async with asyncio.timeout(self._whole_s):
-                return await self._read(method, marked, body, url)
-        except httpx.ConnectError as error:
-            raise ConnectionError(f"nothing answers at {self._base_url}") from error
-        except (httpx.TimeoutException, TimeoutError) as error:
+            request = self._request(method, f"{path}{'&' if '?' in path else '?'}{SCRAPE_MARK}", body)
+            if (line := self._kept()) is not None:
+                try:
+                    return await self._exchange(line.reader, line.writer, request)
+                except (NoAnswerError, ConnectionError):
+                    # The engine may have closed it just now; what may change something is not asked twice.
+                    if method != "GET":
+                        raise
+            return await self._exchange(*await self._connected(), request)
+        except TimeoutError as error:
             raise TimeoutError(f"{url} did not answer within {self._read_s:g} s") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except _NobodyError as error:
+            raise ConnectionError(f"nothing answers at {self._base_url}") from error
+        except BodyTooLongError as error:
+            raise OSError(f"{url} answers with more than {MAX_BODY_BYTES >> 20} MB") from error
+        except (OSError, ValueError) as error:
             raise OSError(f"{url} gave no whole answer: {error or type(error).__name__}") from error
 
-    async def _read(self, method: str, marked: str, body: object, url: str) -> tuple[int, bytes]:
-        parts = bytearray()
-        async with self._client.stream(method, marked, json=body) as response:
-            async for part in response.aiter_bytes():
-                parts += part
-                if len(parts) > MAX_BODY_BYTES:
-                    raise OSError(f"{url} answers with more than {MAX_BODY_BYTES >> 20} MB")
-        return response.status_code, bytes(parts)
+    def _request(self, method: str, target: str, body: object) -> bytes:
+        address = urlsplit(self._base_url)
+        content = b"" if body is None else json.dumps(body).encode()
+        lines = [
+            f"{method} {address.path}{target} HTTP/1.1",
+            f"Host: {address.netloc}",
+            "Accept: */*",
+            "Accept-Encoding: identity",
+            "User-Agent: gpubox",
+        ]
+        if self._api_key:
+            lines.append(f"Authorization: Bearer {self._api_key}")
+        if body is not None:
+            lines.append("Content-Type: application/json")
+        if method != "GET":
+            lines.append(f"Content-Length: {len(content)}")
+        if any(letter in line for line in lines for letter in "\r\n\0"):
+            raise ValueError("the request would have a line break in a header")
+        return "\r\n".join([*lines, "\r\n"]).encode() + content
+
+    def _kept(self) -> _Line | None:
+        """Take the connection that was used last; those that have become too old are closed."""
+        line = self._idle.pop() if self._idle else None
+        if line is not None and line.is_good:
+            return line
+        for old in (*self._idle, *([line] if line else [])):
+            old.writer.close()
+        self._idle.clear()
+        return None
+
+    async def _connected(self) -> tuple[StreamReader, StreamWriter]:
+        address = urlsplit(self._base_url)
+        tls = address.scheme == "https"
+        port = address.port or (443 if tls else 80)
+        try:
+            async with asyncio.timeout(self._connect_s):
+                return await asyncio.open_connection(address.hostname, port, ssl=tls or None)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise _NobodyError from error
+
+    async def _exchange(self, reader: StreamReader, writer: StreamWriter, request: bytes) -> tuple[int, bytes]:
+        """Send a request and read the whole answer; the connection is kept or closed, whatever happens."""
+        is_open = False
+        try:
+            async with asyncio.timeout(self._read_s):
+                writer.write(request)
+                head = await read_head(reader)
+                body, is_open = await read_body(reader, head, MAX_BODY_BYTES)
+        finally:
+            if is_open:
+                self._idle.append(_Line(reader, writer, time.monotonic()))
+            else:
+                writer.transport.abort()
+        return head.status, body
+
+
+class _NobodyError(OSError):
+    """No connection came about."""

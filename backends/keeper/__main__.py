@@ -51,7 +51,6 @@ def main() -> int:
     ready_fd = parser.parse_args().ready_fd
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     state = paths.private(paths.state_dir())
     lock = os.open(state / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     if not _lock_or_other(lock):

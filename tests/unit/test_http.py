@@ -137,3 +137,74 @@ async def test_a_bad_address_is_an_os_error() -> None:
     async with EngineHttp("http://[::1") as http:
         with pytest.raises(OSError):
             await http.get("/health")
+
+
+@asynccontextmanager
+async def keeping(answers: list[bytes]) -> AsyncIterator[tuple[str, list[tuple[int, str]]]]:
+    """Serve many requests a connection, `answers` one after the other; an empty one closes the connection.
+
+    Yields the base URL, and the requests that came as number of the connection and request line.
+    """
+    seen: list[tuple[int, str]] = []
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        mine = connections
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                seen.append((mine, head.split("\r\n")[0]))
+                if not (reply := answers.pop(0)):
+                    break
+                writer.write(reply)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
+
+
+PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1;x=y\r\ni\r\n0\r\nAfter: all\r\n\r\n"
+NOTHING = b"HTTP/1.1 204 No Content\r\n\r\n"
+FRAMELESS = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi"
+
+
+async def test_one_connection_serves_request_after_request() -> None:
+    async with keeping([PLAIN, CHUNKED, NOTHING, PLAIN]) as (url, seen), EngineHttp(url) as http:
+        bodies = [await http.get(path) for path in ("/a", "/b", "/c", "/d")]
+    assert bodies == [(200, b"hi"), (200, b"hi"), (204, b""), (200, b"hi")]
+    assert {connection for connection, _ in seen} == {1}
+
+
+async def test_an_engine_that_closes_is_connected_to_anew() -> None:
+    async with keeping([FRAMELESS, PLAIN]) as (url, seen), EngineHttp(url) as http:
+        assert (await http.get("/a"))[1] == (await http.get("/b"))[1] == b"hi"
+    assert [connection for connection, _ in seen] == [1, 2]
+
+
+async def test_a_kept_connection_that_breaks_is_tried_once_more_but_not_for_what_changes_something() -> None:
+    async with keeping([PLAIN, b"", PLAIN, b""]) as (url, seen), EngineHttp(url) as http:
+        assert [await http.get("/a"), await http.get("/b")] == [(200, b"hi")] * 2
+        with pytest.raises(OSError, match=r"/sleep gave no whole answer: .+"):
+            await http.post("/sleep", None)
+    assert [line.split("?")[0] for _, line in seen] == ["GET /a", "GET /b", "GET /b", "POST /sleep"]
+
+
+async def test_requests_at_the_same_time_do_not_share_a_connection() -> None:
+    async with keeping([PLAIN, PLAIN, PLAIN]) as (url, seen), EngineHttp(url) as http:
+        await asyncio.gather(*(http.get(f"/{number}") for number in range(3)))
+    assert sorted(connection for connection, _ in seen) == [1, 2, 3]
+
+
+async def test_a_line_break_in_a_key_is_sent_to_nobody() -> None:
+    async with keeping([PLAIN]) as (url, seen), EngineHttp(url, api_key="a\r\nHost: elsewhere") as http:
+        with pytest.raises(OSError, match="line break"):
+            await http.get("/health")
+    assert seen == []
