@@ -17,6 +17,7 @@ from backends.simulation import SimulatedKeeper
 from backends.snapshots import (
     Connection,
     Event,
+    ModelKind,
     Series,
     Server,
     ServerState,
@@ -107,7 +108,7 @@ class FakeLink:
 
     async def connection(self, name: str) -> Connection:
         self._note("connection", name)
-        raise NotImplementedError
+        return Connection("http://127.0.0.1:9", name, ModelKind.CHAT, None)  # Where nothing answers.
 
     async def server_series(self, name: str) -> Series:
         self._note("server_series", name)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, ClassVar
 
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from backends.chat_commands import Command, parsed
@@ -70,6 +71,11 @@ class ChatScreen(ListedScreen):
         Binding("j", "scroll(1)", "Down", show=False, id="chat.down", tooltip="Scroll down"),
         Binding("k", "scroll(-1)", "Up", show=False, id="chat.up", tooltip="Scroll up"),
     ]
+
+    def compose(self) -> ComposeResult:
+        """Make the parts, and the field below them."""
+        yield from super().compose()
+        yield ChatInput(self._send, id="question")
 
     def explained(self) -> tuple[str, ...]:
         """Return the figures below an answer, and the context's in the head."""

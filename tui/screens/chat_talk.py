@@ -34,7 +34,10 @@ NOT_NOW = "Not yet"
 
 
 class TalkScreen(GpuboxScreen):
-    """What is shown of a conversation; hidden, it does nothing, and catches up once it is seen again."""
+    """What is shown of a conversation; hidden, it does nothing, and catches up once it is seen again.
+
+    Below stands the field `#question`, a ChatInput, which is made by the screen that takes what is written.
+    """
 
     AUTO_FOCUS = ""
 
@@ -70,7 +73,6 @@ class TalkScreen(GpuboxScreen):
         yield LiveText(id="state", wraps=True)
         yield LiveText(id="hint")
         yield LiveText(id="attached", wraps=True)
-        yield ChatInput(self._send, id="question")
 
     def on_mount(self) -> None:
         """Draw answers at an even pace, however fast they come."""
@@ -212,7 +214,3 @@ class TalkScreen(GpuboxScreen):
         attached.set_class(bool(lines), "-shown")
         if lines:
             attached.show(Text("\n").join(lines))
-
-    def _send(self, text: str) -> bool:
-        """Take what was written; returns whether the field shall be emptied."""
-        raise NotImplementedError

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from backends.logs.reader import LogReader
+from collections.abc import Sequence
+from pathlib import Path
+
 from backends.logs.windows import Key
 from tui.format import plural
-from tui.widgets.log_pane import LogPane
+from tui.widgets.log_reading import ReadingPane
 
 MARKED_LINES = 10_000
 """So many lines are copied at most; terminals take less."""
 
 
-class MarkingPane(LogPane):
+class MarkingPane(ReadingPane):
     """A pane in which `y` chooses a line and then copies it, and Space marks several."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.following = True
-        self._reader: LogReader | None = None
         self._pointer: Key | None = None
         self._from: Key | None = None
         self._was_following = False
 
-    def _go(self, number: int, row: int, *, may_follow: bool = False) -> None:
-        raise NotImplementedError
+    def open(self, path: Path | Sequence[Path] | None, labels: Sequence[str] = ()) -> None:
+        """Show another log, in which no line is chosen."""
+        self._end_marking()
+        super().open(path, labels)
+
+    def filter(self, level: int, processes: Sequence[str]) -> None:
+        """Show other lines, of which none is chosen."""
+        self._end_marking()
+        super().filter(level, processes)
+
+    def action_move(self, rows: int) -> None:
+        """Move the pointer, where a line is being chosen; else scroll."""
+        if self._pointer is not None:
+            self._move_pointer(rows)
+        else:
+            super().action_move(rows)
 
     def action_copy(self) -> None:
         """Choose the match, or the last line in view; then copy it, or the lines marked."""

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from rich.style import Style
 from rich.text import Text
-from textual import events
 from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
@@ -251,15 +250,6 @@ class LogPane(ScrollView, can_focus=True):
         super().notify_style_update()
         self._styles = None
         self._rows.clear()
-
-    def on_resize(self, event: events.Resize) -> None:
-        """Lay out anew for the new size."""
-        self._rows.column = PROCESS_CELLS if event.size.width >= APART_FROM_CELLS else 0
-        self._rows.clear()
-        self._settle()
-
-    def _settle(self) -> None:
-        raise NotImplementedError
 
     def selection_updated(self, selection: Selection | None) -> None:
         """Show what is selected."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from textual import on
+from textual import events, on
 from textual.message import Message
 
 from backends.errors import UsageError
@@ -17,7 +17,7 @@ from backends.logs.moments import parse_moment
 from backends.logs.reader import LogReader
 from backends.logs.text import RANKS
 from backends.logs.windows import EMPTY, END, START, Extent, Key
-from tui.widgets.log_marking import MarkingPane
+from tui.widgets.log_pane import APART_FROM_CELLS, PROCESS_CELLS, LogPane
 
 AROUND_LINES = 200
 
@@ -33,7 +33,7 @@ class LogStatus:
 
     `new_lines` came since following was left; `line` is the number of the line on top, from 1, None while it is not
     known; `part` is how far down that is, from 0 to 1. `match` counts from 1, `matches` is None without a search.
-    `is_looking`: a jump's goal is not found yet. `is_marking`: lines are being marked, `marked` of them.
+    `is_looking`: a jump's goal is not found yet. `is_marking`: a line is being chosen, or several are marked.
     """
 
     extent: Extent
@@ -48,7 +48,7 @@ class LogStatus:
     is_marking: bool
 
 
-class ReadingPane(MarkingPane):
+class ReadingPane(LogPane):
     """A pane that reads one log, or several merged; a thread of the reader's tells what is new."""
 
     class Changed(Message):
@@ -73,6 +73,8 @@ class ReadingPane(MarkingPane):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self.following = True
+        self._reader: LogReader | None = None
         self.rule: tuple[int, tuple[str, ...]] = (0, ())
         self.extent = NOTHING_KNOWN
         self._place: Key | None = END
@@ -121,7 +123,7 @@ class ReadingPane(MarkingPane):
             match=extent.match if self._rows.match else None,
             is_searching=extent.is_searching,
             is_looking=self._jump is not None and extent.is_looking,
-            is_marking=self._pointer is not None,
+            is_marking=self._marked is not None,
         )
 
     @property
@@ -145,7 +147,6 @@ class ReadingPane(MarkingPane):
         self._rows.labels = tuple(labels) if len(paths) > 1 else ()
         self._rows.widest, self._rows.match, self._jump = 0, None, None
         self._rows.clear()
-        self._end_marking()
         self.scroll_x = self.scroll_y = 0
         if self._reader:
             self._ask = self._reader.show(END, self._around)
@@ -166,7 +167,6 @@ class ReadingPane(MarkingPane):
     def filter(self, level: int, processes: Sequence[str]) -> None:
         """Show only lines of a level or worse (its rank, see `backends.logs.text.RANKS`), and of these processes."""
         self.rule = (level if level > RANKS["DEBUG"] else 0, tuple(processes))
-        self._end_marking()
         if self._reader:
             self._reader.filter(*self.rule)
             self._seen = 0 if self.rule != (0, ()) else self.extent.appended_lines
@@ -223,6 +223,12 @@ class ReadingPane(MarkingPane):
             self._jump = (reader.jump_to_moment(parse_moment(text, last)), "moment")
         except UsageError as problem:
             self.post_message(self.Complained(f"{problem.message}: {problem.hint}"))
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Lay out anew for the new size."""
+        self._rows.column = PROCESS_CELLS if event.size.width >= APART_FROM_CELLS else 0
+        self._rows.clear()
+        self._settle()
 
     def on_unmount(self) -> None:
         """Let the reading thread go, and the searching processes."""
@@ -345,9 +351,7 @@ class ReadingPane(MarkingPane):
 
     def action_move(self, rows: int) -> None:
         """Scroll by rows; upwards stops following, reaching the end begins it again."""
-        if self._pointer is not None:
-            self._move_pointer(rows)
-        elif rows < 0 or not self.following:
+        if rows < 0 or not self.following:
             number, row = self._moved(self._top, self._row, rows)
             if rows < 0 and number == self._base and not self._window.first and not self._rows.wraps:
                 self._pending += self._top + rows - number

@@ -9,12 +9,12 @@ from textual.binding import Binding, BindingType
 from textual.scrollbar import ScrollDown, ScrollTo, ScrollUp
 
 from backends.logs.windows import START
-from tui.widgets.log_reading import ReadingPane
+from tui.widgets.log_marking import MarkingPane
 
 WHEEL_ROWS = 3
 
 
-class LogView(ReadingPane):
+class LogView(MarkingPane):
     """Shows a log, from its end on: `view.open(path)`, `view.open(None)` to show nothing; that is all a tail needs.
 
     Several paths are merged by the lines' times, with `labels` before them. Nothing is read on the UI loop: a thread
