@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from textual.actions import ActionParseResult, parse
@@ -15,7 +16,7 @@ from backends.client import KeeperLink
 from backends.errors import ConflictError, GpuboxError, ProfileError
 from backends.handover import base_url_line, curl_line, launch_line, ssh_line
 from backends.readonly import refusal
-from backends.snapshots import Foreign, Metrics, Server, ServerState, Snapshot, StartRequest
+from backends.snapshots import Foreign, Missing, Server, ServerState, Snapshot, StartRequest
 from tui.fixing import carry_out, choices
 from tui.format import plural
 from tui.launching import Launchable, LaunchIntent, read_launchable
@@ -28,6 +29,9 @@ from tui.widgets.server_table import ServerTable
 if TYPE_CHECKING:
     from backends.diagnosis.fix import Fix
     from profiles.store import Store
+
+ENDING = (ServerState.DRAINING, ServerState.STOPPING)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class ServerActions(App[None]):
@@ -135,40 +139,27 @@ class ServerActions(App[None]):
             table.focus()
 
     def action_stop_server(self, name: str | None = None, force: bool = False) -> None:
-        """Stop a server: at once if nothing runs on it, else after a question; a second time kills it."""
-        server = self.named(name)
-        if server is None:
-            return
-        force = force or server.state in (ServerState.DRAINING, ServerState.STOPPING)
-        running = running_requests(server)
-
-        def stop(sure: bool | None = True) -> None:
-            if sure:
-                self.request(self.link.stop(server.name, force=force))
-
-        if running and not (force and server.state in (ServerState.DRAINING, ServerState.STOPPING)):
-            how = "Kill" if force else "Stop"
-            self.push_screen(
-                ConfirmScreen(f"{how} {server.name}?", f"This kills {plural(running, 'running request')}.", how), stop
-            )
-        else:
-            stop()
+        """Stop a server, after a question where somebody may be using it; a second time kills it."""
+        if (server := self.named(name)) is not None:
+            force = force or server.state in ENDING
+            self._unless_in_use(server, "Kill" if force else "Stop", partial(self.link.stop, server.name, force=force))
 
     def action_restart_server(self, name: str | None = None) -> None:
-        """Stop a server where it runs, and start it again as it was started."""
-        server = self.named(name)
-        if server is None:
-            return
+        """Stop a server where it runs, and start it again as it was started; asks as for a stop."""
+        if (server := self.named(name)) is not None:
+            self._unless_in_use(server, "Restart", partial(self.link.restart, server.name))
 
-        def restart(sure: bool | None = True) -> None:
+    def _unless_in_use(self, server: Server, what: str, ask: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Ask the keeper for something that ends a server; where that takes it from somebody, the user first."""
+
+        def go_on(sure: bool | None) -> None:
             if sure:
-                self.request(self.link.restart(server.name))
+                self.request(ask())
 
-        if running := running_requests(server):
-            text = f"This kills {plural(running, 'running request')}."
-            self.push_screen(ConfirmScreen(f"Restart {server.name}?", text, "Restart"), restart)
+        if taken := in_use(server, kills=what == "Kill"):
+            self.push_screen(ConfirmScreen(f"{what} {server.name}?", taken, what), go_on)
         else:
-            restart()
+            go_on(True)
 
     def action_fix_server(self, name: str | None = None) -> None:
         """Show why a server failed, and what each remedy would change; apply the one that is chosen."""
@@ -227,7 +218,19 @@ def by_hand(name: str, foreign: Foreign) -> ConflictError:
     return ConflictError(text, f"end it where it was started; gpubox reap {foreign.pid} does so after a question")
 
 
-def running_requests(server: Server) -> int:
-    """Return how many requests the server works on, as far as it tells."""
+def in_use(server: Server, *, kills: bool = False) -> str:
+    """Say who loses something when a server ends; '' where nobody can: it serves nothing, or nobody asked it lately."""
+    if server.state is not ServerState.READY:
+        return ""
     metrics = server.metrics
-    return metrics.running if isinstance(metrics, Metrics) and isinstance(metrics.running, int) else 0
+    if isinstance(metrics, Missing) or isinstance(metrics.running, Missing):
+        return "It does not tell whether anybody uses it."
+    if metrics.running and kills:
+        return f"This kills {plural(metrics.running, 'running request')}."
+    if metrics.running:
+        return f"It has {plural(metrics.running, 'running request')}: what does not end within its drain_s is killed."
+    if not isinstance(metrics.e2e, Missing) and metrics.e2e.count:
+        return f"It answered {plural(metrics.e2e.count, 'request')} in the last minute: somebody uses it."
+    if server.host not in LOOPBACK:
+        return "Other machines can reach it: somebody may be using it."
+    return ""

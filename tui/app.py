@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,7 @@ from tui.commands import GpuboxCommands, ThemeCommands
 from tui.format import plural
 from tui.launching import LaunchIntent
 from tui.messages import Happened, KeeperLost, KeeperTrouble, SnapshotChanged
+from tui.order import in_order
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.help import HelpScreen, keys_of
 from tui.themes import DEFAULT_VARIABLES, NIGHT, THEMES
@@ -192,11 +194,9 @@ class GpuboxApp(ServerActions):
     @on(SnapshotChanged)
     def _take(self, message: SnapshotChanged) -> None:
         self.trouble = None
-        self.snapshot = message.snapshot
+        self.snapshot = replace(message.snapshot, servers=in_order(message.snapshot.servers))
         if self.named() is None:
-            # Whoever opens it looks at what runs first, then at what has failed.
-            first = sorted(self.servers, key=lambda one: (not one.is_live, one.card is None))
-            self.selected = first[0].name if first else None
+            self.selected = next((server.name for server in self.servers), None)
         self.meet()
         if self.launch is not None:
             intent, self.launch = self.launch, None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.screen import Screen
 
+from tui.actions import ENDING
 from tui.bindings import bindings_here, run_binding, shown_as
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ class GpuboxCommands(Provider):
             if app.readonly or server.foreign is not None:
                 continue
             if server.is_live:
-                yield f"Stop {name}", "drain, then stop it", partial(app.action_stop_server, name)
+                about = "kill it" if server.state in ENDING else "drain, then stop it"
+                yield f"Stop {name}", about, partial(app.action_stop_server, name)
             else:
                 yield f"Forget {name}", "drop it from the list; its logs stay", partial(app.action_forget_server, name)
-            yield f"Restart {name}", "as it was started", partial(app.action_restart_server, name)
+            if server.state not in ENDING:
+                yield f"Restart {name}", "as it was started", partial(app.action_restart_server, name)
         for profile in () if app.readonly else self._profiles:
             if profile.problem is None:
                 yield f"Start {profile.name} …", profile.description, partial(app.action_launch, profile.name)

@@ -48,7 +48,7 @@ async def test_brackets_select_servers_around_the_end() -> None:
     app = GpuboxApp(link, clock=lambda: NOW)
     async with app.run_test() as pilot:
         await until(pilot, lambda: app.selected is not None, "a selection")
-        names = [server.name for server in link.state.servers]
+        names = [server.name for server in app.servers]
         assert app.selected == names[0]
         for key, expected in (("]", 1), ("]", 2), ("[", 1), ("[", 0), ("[", len(names) - 1), ("]", 0)):
             await pilot.press("left_square_bracket" if key == "[" else "right_square_bracket")

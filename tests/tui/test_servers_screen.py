@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from textual.pilot import Pilot
 
 from backends.errors import ConflictError
-from backends.snapshots import Event, EventUpdate, Missing, ServerState, ServerUpdate
+from backends.snapshots import Event, EventUpdate, Latency, Metrics, Missing, Server, ServerState, ServerUpdate
 from backends.starts import Stage
 from profiles.store import Store
-from tests.tui.link import NOW, FakeLink, shown, until
+from tests.tui.link import NOW, FakeLink, shown, simulated, until
+from tui.actions import in_use
 from tui.app import GpuboxApp
+from tui.headless.status import lines
+from tui.order import in_order
 from tui.screens.confirm import ConfirmScreen
 
 
@@ -72,7 +76,7 @@ async def test_stopping_a_busy_server_asks_first_and_no_means_no() -> None:
         for no in (("n",), ("escape",), ("enter",)):
             await pilot.press("x")
             assert isinstance(app.screen, ConfirmScreen)
-            assert "This kills 46 running requests." in shown(pilot)
+            assert "It has 46 running requests" in shown(pilot)
             await pilot.press(*no)
             assert not isinstance(app.screen, ConfirmScreen)
         assert link.requests() == []
@@ -81,9 +85,16 @@ async def test_stopping_a_busy_server_asks_first_and_no_means_no() -> None:
         assert link.requests() == [("stop", "llama-3.3-70b", False)]
 
 
+def at_rest(server: Server, **other: object) -> Server:
+    """Return a ready server that nobody has asked anything for a minute; `other` are fields that differ."""
+    assert isinstance(server.metrics, Metrics)
+    none = Latency(0, None, None, None, None, 0.01)
+    return replace(server, metrics=replace(server.metrics, running=0, waiting=0, e2e=none), **other)  # type: ignore[arg-type]
+
+
 async def test_an_idle_server_stops_at_once_and_a_second_time_is_killed() -> None:
     link = FakeLink()
-    idle = replace(link.state.servers[0], metrics=Missing("none"))
+    idle = at_rest(link.state.servers[0])
     link.state = replace(link.state, servers=(idle,))
     app = GpuboxApp(link, clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
@@ -96,11 +107,66 @@ async def test_an_idle_server_stops_at_once_and_a_second_time_is_killed() -> Non
         await until(pilot, lambda: link.requests()[1:] == [("stop", idle.name, True)], "a kill")
 
 
+def test_a_server_that_somebody_may_be_using_is_not_ended_without_a_question() -> None:
+    some = simulated().servers[0]
+    idle = at_rest(some)
+    assert in_use(idle) == ""
+    assert in_use(some, kills=True) == "This kills 46 running requests."
+    assert in_use(some) == "It has 46 running requests: what does not end within its drain_s is killed."
+    assert in_use(at_rest(some, host="0.0.0.0")) == "Other machines can reach it: somebody may be using it."
+    assert in_use(replace(some, metrics=Missing("none"))) == "It does not tell whether anybody uses it."
+    assert isinstance(idle.metrics, Metrics)
+    lately = replace(idle.metrics, e2e=Latency(1, 0.5, 0.5, 0.5, 0.5, 0.01))
+    assert "answered 1 request in" in in_use(replace(idle, metrics=lately))
+    for state in set(ServerState) - {ServerState.READY}:
+        assert in_use(replace(some, state=state)) == "", "it serves nobody"
+
+
+@pytest.mark.parametrize("key", ["x", "X", "r"])
+async def test_stop_kill_and_restart_ask_alike_and_a_server_that_starts_goes_at_once(key: str) -> None:
+    link = FakeLink()
+    app = GpuboxApp(link, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        await pilot.press(key)
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "the question")
+        await pilot.press("n")
+        app.selected = "mistral-7b"
+        await until(pilot, lambda: "mistral-7b" in str(app.screen.query_one("#details").border_title), "it")
+        await pilot.press(key)
+        await until(pilot, lambda: link.requests() != [], "the request")
+        assert link.requests()[0][:2] == ("restart" if key == "r" else "stop", "mistral-7b")
+
+
+async def test_servers_stand_in_one_order_however_the_keeper_tells_them() -> None:
+    link = FakeLink()
+    some = link.state.servers[0]
+    states = {
+        "d": ServerState.STOPPED,
+        "c": ServerState.FAILED,
+        "e": ServerState.LOST,
+        "b": ServerState.READY,
+        "a": ServerState.STOPPED,
+        "f": ServerState.QUEUED,
+    }
+    link.state = replace(link.state, servers=tuple(replace(some, name=n, state=s) for n, s in states.items()))
+    app = GpuboxApp(link, clock=lambda: NOW)
+    async with app.run_test(size=(80, 40)) as pilot:
+        await opened(pilot)
+        assert [server.name for server in app.servers] == ["b", "f", "c", "e", "a", "d"]
+        rows = [line.split()[0] for line in shown(pilot).splitlines() if re.match(r" [a-f]  ", line)]
+        assert rows == ["b", "f", "c", "e", "a", "d"]
+        assert app.selected == "b"
+    table = next(part for part in lines(link.state, NOW) if part.startswith("SERVER"))
+    told = [line.split()[0] for line in table.splitlines()[1:]]
+    assert told == ["b", "f", "c", "e", "a", "d"], "gpubox status alike"
+
+
 @pytest.mark.parametrize(
     ("down", "key", "request_"),
     [
-        (2, "X", ("stop", "mistral-7b", True)),
-        (2, "r", ("restart", "mistral-7b")),
+        (1, "X", ("stop", "mistral-7b", True)),
+        (1, "r", ("restart", "mistral-7b")),
         (3, "r", ("restart", "qwen2.5-14b")),
         (3, "d", ("forget", "qwen2.5-14b")),
         (3, "delete", ("forget", "qwen2.5-14b")),
@@ -112,7 +178,7 @@ async def test_keys_ask_the_keeper(down: int, key: str, request_: tuple[object, 
     async with app.run_test(size=(80, 24)) as pilot:
         await opened(pilot)
         await pilot.press(*["down"] * down)
-        name = link.state.servers[down].name
+        name = app.servers[down].name
         await until(pilot, lambda: app.selected == name, name)
         await pilot.press(key)
         await until(pilot, lambda: link.requests() == [request_], str(request_))
@@ -125,7 +191,7 @@ async def test_keys_that_make_no_sense_ask_nothing(down: int, key: str) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await opened(pilot)
         await pilot.press(*["down"] * down)
-        await until(pilot, lambda: app.selected == link.state.servers[down].name, "the selection")
+        await until(pilot, lambda: app.selected == app.servers[down].name, "the selection")
         await pilot.press(key)
         await pilot.pause()
         assert link.requests() == []
@@ -139,10 +205,10 @@ async def test_keys_show_the_server_elsewhere(key: str, mode: str) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await opened(pilot)
         await pilot.press("down")
-        await until(pilot, lambda: app.selected == "qwen2.5-7b", "the selection")
+        await until(pilot, lambda: app.selected == "mistral-7b", "the selection")
         await pilot.press(key)
         assert app.current_mode == mode
-        assert app.selected == "qwen2.5-7b"
+        assert app.selected == "mistral-7b"
 
 
 async def test_a_refusal_is_a_toast_with_what_to_do() -> None:
@@ -151,7 +217,7 @@ async def test_a_refusal_is_a_toast_with_what_to_do() -> None:
     app = GpuboxApp(link, clock=lambda: NOW)
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await opened(pilot)
-        await pilot.press("down", "down", "r")
+        await pilot.press("down", "r")
         await until(pilot, lambda: "mistral-7b is starting already" in shown(pilot), "the refusal")
         assert "wait, or stop it [first]" in shown(pilot)
         assert app.is_running
@@ -172,7 +238,7 @@ async def test_events_become_toasts_but_not_what_the_table_shows_anyway() -> Non
 
 async def test_the_cursor_stays_on_its_server_when_others_come_and_go() -> None:
     link = FakeLink()
-    one, two, three, _ = link.state.servers
+    one, two, three, _ = in_order(link.state.servers)
     app = GpuboxApp(link, clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
         await opened(pilot)

@@ -92,7 +92,7 @@ async def test_a_wall_shows_log_and_figures_of_the_selected_server(tmp_path: Pat
         with path.open("a") as file:
             file.write("2026-11-21T12:35:00.000+00:00 one more line\n")
         await until(pilot, lambda: "12:35:00 one more line" in shown(pilot), "the new line")
-        await pilot.press("down", "down")
+        await pilot.press("down")
         await until(pilot, lambda: "no figures: the server is not ready" in shown(pilot), "another server")
         assert "hello from the engine" not in shown(pilot)
 

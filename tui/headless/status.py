@@ -11,6 +11,7 @@ from backends.orphans import Orphan
 from backends.snapshots import Gpu, Missing, Owner, Server, ServerState, Snapshot, dump
 from tui.format import NOTHING, count, duration, fit, gib, indices, memory, percent, short_gpu_name, shown
 from tui.headless.output import table
+from tui.order import in_order
 from tui.owners import SIGNS, owned, share_text, worth_telling
 from tui.progress import start_text, wedged_text
 
@@ -62,12 +63,13 @@ def lines(snapshot: Snapshot, now: float, orphans: tuple[Orphan, ...] = ()) -> l
         head += [*told, ""]
     if not snapshot.servers:
         return [*head, "no server yet; start one: gpubox --headless --profile demo   (profiles: gpubox profiles list)"]
+    servers = in_order(snapshot.servers)
     heads = ("SERVER", "STATE", "MODEL", "GPUS", "PORT", "KV", "TOK/S", "RUN/WAIT", "UP")
-    head.append(table(heads, [_server_row(server, now) for server in snapshot.servers], right=(4, 5, 6, 7, 8)))
-    head += [f"{s.name}: {s.cause}\n  log: {s.log_path}" for s in snapshot.servers if s.cause]
+    head.append(table(heads, [_server_row(server, now) for server in servers], right=(4, 5, 6, 7, 8)))
+    head += [f"{s.name}: {s.cause}\n  log: {s.log_path}" for s in servers if s.cause]
     head += [
         f"{s.name}: started by hand by {s.foreign.user}, pid {s.foreign.pid}: {fit(s.foreign.command, 100)}"
-        for s in snapshot.servers
+        for s in servers
         if s.foreign
     ]
     return head

@@ -17,6 +17,7 @@ from textual.widgets import DataTable, Static
 
 from backends.errors import GpuboxError
 from backends.snapshots import Metrics, Server, ServerState, Snapshot
+from tui.actions import ENDING
 from tui.launching import LaunchIntent
 from tui.screens.base import DETAILS_TOOLTIP, WIDE_CELLS, GpuboxScreen
 from tui.themes import Palette, palette
@@ -38,7 +39,7 @@ FILES_EVERY_S = 5.0
 HISTORY_EVERY_S = 5.0
 NO_SERVERS = "No server yet. Choose a profile below; Enter starts it."
 NO_PROFILES = "No profile yet: gpubox profiles new NAME, or gpubox profiles import 'vllm serve …'"
-ENDING = (ServerState.DRAINING, ServerState.STOPPING)
+STOP_TOOLTIP = "Drain and stop it, asks if somebody may use it; again: kill it"
 
 
 class ServersScreen(GpuboxScreen):
@@ -48,9 +49,9 @@ class ServersScreen(GpuboxScreen):
     AUTO_FOCUS = "ServerTable"
     CHANGES = frozenset({"stop", "restart", "forget", "launch", "start"})
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("x", "stop(False)", "Stop", id="server.stop", tooltip="Drain and stop it; again: kill it"),
-        Binding("X", "stop(True)", "Kill", show=False, id="server.kill", tooltip="Kill it at once"),
-        Binding("r", "restart", "Restart", id="server.restart", tooltip="Stop it, start it as it was started"),
+        Binding("x", "stop(False)", "Stop", id="server.stop", tooltip=STOP_TOOLTIP),
+        Binding("X", "stop(True)", "Kill", show=False, id="server.kill", tooltip="Kill it at once; asks as x does"),
+        Binding("r", "restart", "Restart", id="server.restart", tooltip="Stop it, start it as before; asks as x does"),
         Binding("f", "fix", "Fix", id="server.fix", tooltip="Why it failed, and what to change"),
         Binding("d,delete", "forget", "Forget", id="server.forget", tooltip="Drop it from the list; its logs stay"),
         Binding("l", "visit('logs')", "Logs", id="server.logs", tooltip="Its log"),
