@@ -110,7 +110,9 @@ class ServerActions(App[None]):
             # Not above: it takes pydantic, and a third of the time to the first picture.
             from tui.screens.launch import LaunchScreen
 
-            self.push_screen(LaunchScreen(await self._launchable(profile)), self._begin_request)
+            launchable = await self._launchable(profile)
+            if not isinstance(self.screen, LaunchScreen):
+                self.push_screen(LaunchScreen(launchable), self._begin_request)
 
         self.request(ask())
 

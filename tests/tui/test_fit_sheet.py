@@ -18,6 +18,7 @@ from tests.tui.test_launch_sheet import row
 from tests.unit.fit_models import QWEN_7B, write_model
 from tui.app import GpuboxApp
 from tui.screens.launch import LaunchScreen
+from tui.widgets.fit_bar import FitBar
 
 GIB = 1 << 30
 
@@ -114,6 +115,11 @@ async def test_a_model_that_is_not_here_is_told(store: Store, monkeypatch: pytes
         await until(pilot, lambda: "single" in shown(pilot), "the profiles")
         await pilot.press("tab", "down", "down", "enter")
         await until(pilot, lambda: "? unknown: Qwen/Qwen2.5-7B is not on this machine" in shown(pilot), "the reason")
+        bar = app.screen.query_one(FitBar)
+        told = " ".join(" ".join(bar.render_line(y).text.split()) for y in range(bar.size.height))
+        assert "…" not in told, "the verdict is whole"
+        assert "hf download Qwen/Qwen2.5-7B" in told
+        assert app.screen.query_one("#run").region.bottom < app.screen.query_one("#sheet").region.bottom
 
 
 def _with_free(gpu: Gpu, less_bytes: int) -> Gpu:

@@ -14,9 +14,10 @@ from textual.worker import WorkerState
 
 from backends.errors import GpuBusyError
 from backends.simulation import SimulatedKeeper
-from backends.snapshots import Grant, ServerState, ServerUpdate, StartRequest
+from backends.snapshots import BoxUpdate, Grant, ServerState, ServerUpdate, StartRequest
 from profiles.store import Store
 from tests.tui.link import NOW, FakeLink, shown, simulated, until
+from tui import actions
 from tui.app import GpuboxApp
 from tui.launching import LaunchIntent
 from tui.screens.launch import LaunchScreen, why_not
@@ -49,7 +50,7 @@ async def test_space_ticks_gpus_and_enter_starts_on_them(store: Store) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await open_sheet(pilot, "pair")
         assert "needs 2 GPUs" in shown(pilot)
-        assert "auto: gpubox takes the freest 2 GPUs" in shown(pilot)
+        assert "auto: gpubox takes the 2 freest GPUs" in shown(pilot)
         await pilot.press("space")
         assert "the profile takes 2, 1 ticked" in shown(pilot)
         await pilot.press("down", "space")
@@ -247,6 +248,42 @@ def test_a_gpu_of_servers_that_share_can_be_had_by_one_that_shares() -> None:
     assert why_not(shared) == "held by a, b of you"
     assert why_not(shared, share=True) is None
     assert why_not(replace(shared, grants=(Grant("a", "me"),)), share=True) == "held by a"
+
+
+async def test_a_gpu_that_somebody_takes_meanwhile_is_ticked_no_more(store: Store) -> None:
+    link = FakeLink()
+    app = GpuboxApp(link, store=store, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_sheet(pilot, "single")
+        await pilot.press("space")
+        assert "[x]" in row(pilot, 4)
+        box = link.state.box
+        taken = tuple(
+            replace(one, grants=(Grant("a", "you", ours=False),)) if one.index == 4 else one for one in box.gpus
+        )
+        link.say(BoxUpdate(replace(box, at=box.at + 1, gpus=taken)))
+        await until(pilot, lambda: "held by a of you" in row(pilot, 4), "its new holder")
+        assert "auto: gpubox takes the freest GPU" in shown(pilot)
+
+
+async def test_a_key_that_is_pressed_twice_opens_one_sheet(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    read = actions.read_launchable
+
+    def slow(*given: Store | str) -> object:
+        gate.wait(30)
+        return read(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(actions, "read_launchable", slow)
+    app = GpuboxApp(FakeLink(), store=store, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("2")
+        await until(pilot, lambda: "demo" in shown(pilot), "the profiles")
+        await pilot.press("tab", "enter", "enter")
+        gate.set()
+        await until(pilot, lambda: isinstance(app.screen, LaunchScreen), "the sheet")
+        await until(pilot, lambda: all(one.is_finished for one in app.workers if one.group == "requests"), "both")
+        assert len([one for one in app.screen_stack if isinstance(one, LaunchScreen)]) == 1
 
 
 async def test_a_sheet_that_is_left_while_it_reckons_harms_nobody(

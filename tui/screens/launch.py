@@ -153,6 +153,8 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         colours, width = palette(self.app), self._width
         profile = self._launchable.profile
         self._servers = tuple(server for server in self.gpubox.servers if server.is_live)
+        # What somebody else has taken meanwhile is ticked no more.
+        self._ticked &= {gpu.uuid for gpu in self._gpus if self._why_not(gpu) is None}
         self.query_one("#port", Input).placeholder = self._default_port()[1]
         self.query_one("#name", Input).placeholder = self._default_name() or profile.name
         needs = "no GPU" if profile.gpus == "cpu" else plural(profile.gpus, "GPU")
@@ -348,7 +350,8 @@ def chosen_line(chosen: tuple[str, ...], needed: int, has_gpus: bool, colours: P
         why = "" if has_gpus else ": this box has no GPU"
         return Text(f"on the CPU{why}", style=f"bold {colours.accent}")
     if chosen == ("auto",):
-        return Text(f"auto: gpubox takes the freest {plural(max(1, needed), 'GPU')}", style=f"bold {colours.accent}")
+        which = "freest GPU" if needed <= 1 else f"{needed} freest GPUs"
+        return Text(f"auto: gpubox takes the {which}", style=f"bold {colours.accent}")
     text = Text(f"GPU {indices(int(index) for index in chosen)}", style=f"bold {colours.accent}")
     if len(chosen) != needed:
         text.append(f"   the profile takes {needed}, {len(chosen)} ticked", colours.warn)

@@ -7,7 +7,6 @@ from textual.widgets import Static
 
 from backends.fit.bars import PartName, parts_of
 from backends.fit.estimate import Fit, Verdict
-from tui.format import fit as cut
 from tui.format import gib
 from tui.themes import Palette
 
@@ -15,23 +14,23 @@ MARKS = {Verdict.FITS: "✓", Verdict.TIGHT: "▲", Verdict.NO: "✗", Verdict.U
 
 
 class FitBar(Static):
-    """Four lines: the bar, what its parts are, the verdict, and the smallest change that makes it fit."""
+    """The bar, what its parts are, the verdict, and the smallest change that makes it fit; the last two whole."""
 
     DEFAULT_CSS = """
     FitBar {
         height: auto;
         min-height: 3;
-        max-height: 4;
+        max-height: 6;
     }
     """
 
     def show(self, fit: Fit | str, width: int, colours: Palette) -> None:
         """Show an estimate in `width` cells, or why there is none."""
-        self.update(Text(cut(fit, width), style=colours.dim) if isinstance(fit, str) else drawn(fit, width, colours))
+        self.update(Text(fit, style=colours.dim) if isinstance(fit, str) else drawn(fit, width, colours))
 
 
 def drawn(fit: Fit, width: int, colours: Palette) -> Text:
-    """Draw an estimate: no line is longer than `width`."""
+    """Draw an estimate: the bar and its legend are `width` cells at most, the verdict wraps."""
     lines = []
     parts = parts_of(fit, width)
     if parts:
@@ -47,9 +46,9 @@ def drawn(fit: Fit, width: int, colours: Palette) -> Text:
     style = {Verdict.FITS: colours.good, Verdict.TIGHT: colours.warn, Verdict.NO: colours.bad}.get(
         fit.verdict, colours.dim
     )
-    lines.append(Text(cut(f"{MARKS[fit.verdict]} {fit.verdict}: {fit.why}", width), style=style))
+    lines.append(Text(f"{MARKS[fit.verdict]} {fit.verdict}: {fit.why}", style=style))
     if fit.changes:
-        lines.append(Text(cut(f"→ {setting(fit)}{fit.changes[0].text}", width), style=colours.text))
+        lines.append(Text(f"→ {setting(fit)}{fit.changes[0].text}", style=colours.text))
     return Text("\n").join(lines)
 
 
