@@ -12,6 +12,7 @@ from profiles.command_flags import add_argument, read_flags
 from profiles.containers import Container, read_container
 from profiles.errors import RefusedError
 from profiles.secrets import VARIABLES, check_reference, looks_secret
+from profiles.sleeping import DEV_MODE, SLEEP_FLAG
 
 VLLM_PORT = 8000
 API_SERVER = "vllm.entrypoints.openai.api_server"
@@ -33,6 +34,7 @@ class CommandReader:
         self.engine = ""
         self.model = ""
         self.served_name: str | None = None
+        self.sleep = False
         self.host: str | None = None
         self.port: int | None = None
         self.python: str | None = None
@@ -158,7 +160,9 @@ class CommandReader:
                     if len(values) > 1:
                         self._note("of several API keys only the first is asked for")
                 case ["uds"], _:
-                    self._note("dropped: --uds (gpubox talks to its engines over TCP)")
+                    self._note("dropped: --uds (gpubox chooses the sockets of its engines itself)")
+                case [head], [] if head == SLEEP_FLAG and engine == "vllm":
+                    self.sleep = flag.on
                 case ["device_ids"], values:
                     self.visible = ",".join(map(self._expand, values))
                 case _:
@@ -167,6 +171,8 @@ class CommandReader:
             names = f"names several models ({', '.join(models)})" if models else "names no model"
             raise RefusedError(names, "is a value not in quotes?" if models else "vllm serve MODEL")
         self.model = models[0]
+        if self.sleep:
+            self._note(f"--{SLEEP_FLAG.replace('_', '-')} became sleep = true, which sets {DEV_MODE}, too")
 
     def _take_container(self, container: Container) -> None:
         self.container = container

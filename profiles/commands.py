@@ -18,6 +18,7 @@ from profiles.command_reader import API_SERVER, VLLM_PORT, CommandReader
 from profiles.errors import InvalidProfileError, ProfileProblem, RefusedError
 from profiles.schema import Profile, args_to_argv, default_served_name, is_path, parallel_size, parse_profile
 from profiles.secrets import VARIABLES
+from profiles.sleeping import DEV_MODE, SLEEP_FLAG, is_loopback
 
 LONGEST_LINE = 100
 WHERE = "the command"
@@ -80,6 +81,9 @@ def _content(reader: CommandReader, name: str | None) -> tuple[dict[str, Any], l
         notes.append(f"it names no port: the profile takes a free one (port = {VLLM_PORT} for the engine's default)")
     else:
         content["port"] = reader.port
+    if reader.sleep:
+        content["sleep"] = True
+        environ.pop(DEV_MODE, None)
     rest = {"python": reader.python, "args": reader.args, "env": environ, "secrets": reader.secrets}
     content |= {key: value for key, value in (rest | {"restart": reader.restart}).items() if value}
     return content, notes
@@ -112,7 +116,8 @@ def export_command(profile: Profile, gpus: Sequence[int | str] | None = None, mo
     """Return the shell command that starts what gpubox would: keys as `"$NAME"`, in several lines where it is long.
 
     `gpus` are indices in PCI order, or "cpu" alone; `model` replaces the profile's (the demo has its folder only where
-    it was made). A port of `auto` is left out.
+    it was made). A port of `auto` is left out. A profile that sleeps gets the flag, and on an address of this box alone
+    the routes for it, too: here nothing stands between them and whoever calls.
     """
     words = [[f"{name}={value}"] for name, value in _environ(profile, gpus).items()]
     model = model or profile.model
@@ -129,7 +134,8 @@ def export_command(profile: Profile, gpus: Sequence[int | str] | None = None, mo
     words.append(["--host", shlex.quote(profile.host)])
     if profile.port != "auto":
         words.append(["--port", str(profile.port)])
-    for key, value in profile.args.items():
+    sleeping = {SLEEP_FLAG: True} if profile.sleep else {}
+    for key, value in (sleeping | profile.args).items():
         words.append([shlex.quote(word) for word in args_to_argv({key: value})])
     lines = [" ".join(group) for group in words if group]
     return " ".join(lines) if len(" ".join(lines)) <= LONGEST_LINE else " \\\n  ".join(lines)
@@ -149,6 +155,8 @@ def _environ(profile: Profile, gpus: Sequence[int | str] | None) -> dict[str, st
         environ["HF_ENDPOINT"] = shlex.quote(profile.hub_endpoint)
     if profile.source == "modelscope":
         environ["VLLM_USE_MODELSCOPE"] = "True"
+    if profile.sleep and is_loopback(profile.host):
+        environ[DEV_MODE] = "1"
     environ |= {name: shlex.quote(value) for name, value in profile.env.items()}
     for key, reference in profile.secrets.items():
         kind, _, place = reference.partition(":")

@@ -196,3 +196,27 @@ GONE_SWITCHES = _words(
     """
 )
 """Those among what vLLM dropped that took no value."""
+
+OWNED_ARGS = {
+    "host": "use the profile's own key: host",
+    "port": "use the profile's own key: port",
+    "model": "use the profile's own key: model",
+    "model_tag": "use the profile's own key: model",
+    "force_model": "use the profile's own key: model",
+    "served_model_name": "use the profile's own key: served_name",
+    "served_name": "it is a key of the profile, not of [args]",
+    "gpus": "it is a key of the profile, not of [args]; at launch say --gpus 6,7",
+    "hub_endpoint": "it is a key of the profile, not of [args]",
+    "drain_s": "it is a key of the profile, not of [args]",
+    "start_timeout_s": "it is a key of the profile, not of [args]",
+    "api_key": 'say where the key is: [secrets] api_key = "env:NAME"',
+    "hf_token": 'say where the token is: [secrets] hf_token = "env:HF_TOKEN"',
+    "uds": "delete it: gpubox chooses the sockets of its engines itself",
+    "enable_sleep_mode": "use the profile's own key: sleep = true",
+    "sleep": "it is a key of the profile, not of [args]",
+    "ttl": "it is a key of the profile, not of [args]",
+    "wake_on_request": "it is a key of the profile, not of [args]",
+    "prime": "it is a key of the profile, not of [args]",
+    "device_ids": "say gpus = COUNT in the profile, and which ones at launch: --gpus 6,7",
+}
+"""What gpubox sees to itself, and so is not among the engine's arguments; and what to write instead."""

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import ValidationInfo as Info
 
 from profiles.errors import InvalidProfileError, ProfileProblem, RefusedError, did_you_mean
-from profiles.flags import APPENDED, JSON_LISTS, STORE_TRUE
+from profiles.flags import APPENDED, JSON_LISTS, OWNED_ARGS, STORE_TRUE
 from profiles.lines import line_of
 from profiles.secrets import (
     check_environ_name,
@@ -28,27 +28,9 @@ from profiles.secrets import (
     looks_secret,
 )
 from profiles.secrets import resolve_secrets as resolve_secrets
+from profiles.sleeping import LONGEST_TTL_MIN, check_needs_sleep, check_sleep
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-OWNED_ARGS = {
-    "host": "use the profile's own key: host",
-    "port": "use the profile's own key: port",
-    "model": "use the profile's own key: model",
-    "model_tag": "use the profile's own key: model",
-    "force_model": "use the profile's own key: model",
-    "served_model_name": "use the profile's own key: served_name",
-    "served_name": "it is a key of the profile, not of [args]",
-    "gpus": "it is a key of the profile, not of [args]; at launch say --gpus 6,7",
-    "hub_endpoint": "it is a key of the profile, not of [args]",
-    "drain_s": "it is a key of the profile, not of [args]",
-    "start_timeout_s": "it is a key of the profile, not of [args]",
-    "api_key": 'say where the key is: [secrets] api_key = "env:NAME"',
-    "hf_token": 'say where the token is: [secrets] hf_token = "env:HF_TOKEN"',
-    "uds": "delete it: gpubox talks to its engines over TCP",
-    "device_ids": "say gpus = COUNT in the profile, and which ones at launch: --gpus 6,7",
-}
-"""What gpubox sees to itself, and so is not among the engine's arguments; and what to write instead."""
 
 
 def is_path(model: str) -> bool:
@@ -211,7 +193,9 @@ class Profile(_Part):
     `served_name` is what clients ask for: by default the hub's id, or (on vLLM) a local path's last part. `gpus` is a
     count or "cpu": by default what the parallel sizes among `args` multiply to. `args` has snake_case keys. `secrets`
     holds references (`env:NAME`, `file:/path`), never values; `profiles.secrets.resolve_secrets` reads them.
-    With `share`, other servers that share may have its GPUs, too.
+    With `share` or `sleep`, other servers that do, too, may have its GPUs. One that sleeps gives way to others in about
+    a second: after `ttl` idle minutes by itself; it wakes for a request where it may (`wake_on_request`), and `prime`
+    lets it sleep and wake once after its start, so that the first time is as fast as later ones.
     """
 
     name: Annotated[str, AfterValidator(_name)]
@@ -237,6 +221,10 @@ class Profile(_Part):
         default_factory=lambda data: parallel_size(data.get("args", {})) if data.get("engine") == "vllm" else 1
     )
     share: bool = False
+    sleep: bool = False
+    ttl: Annotated[float, Field(gt=0, le=LONGEST_TTL_MIN)] | None = None
+    wake_on_request: bool = False
+    prime: bool = False
 
     @field_validator("source")
     @classmethod
@@ -279,6 +267,16 @@ class Profile(_Part):
             )
         return value
 
+    @field_validator("sleep")
+    @classmethod
+    def _sleep_is_possible(cls, value: bool, info: Info) -> bool:
+        return check_sleep(value, info.data)
+
+    @field_validator("ttl", "wake_on_request", "prime")
+    @classmethod
+    def _needs_sleep(cls, value: float | None, info: Info) -> float | None:
+        return check_needs_sleep(value, info.data)
+
     @field_validator("gpus")
     @classmethod
     def _gpus_fit_the_args(cls, value: int | str, info: Info) -> int | str:
@@ -313,6 +311,7 @@ _MESSAGES = {
     "string_type": ("must be text", 'in quotes: "…"'),
     "int_type": ("must be a whole number", ""),
     "float_type": ("must be a number", ""),
+    "bool_type": ("must be true or false", ""),
     "dict_type": ("must be a table", ""),
     "model_type": ("must be a table", ""),
 }

@@ -13,8 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiles.commands import export_command, import_command
-from profiles.flags import APPENDED, FLOATS, JSON_LISTS, STORE_TRUE, VLLM_REPEATED, VLLM_SWITCHES, VLLM_VALUED
-from profiles.schema import OWNED_ARGS, Profile, args_to_argv, parse_profile
+from profiles.flags import (
+    APPENDED,
+    FLOATS,
+    JSON_LISTS,
+    OWNED_ARGS,
+    STORE_TRUE,
+    VLLM_REPEATED,
+    VLLM_SWITCHES,
+    VLLM_VALUED,
+)
+from profiles.schema import Profile, args_to_argv, parse_profile
 from profiles.secrets import looks_secret
 from profiles.store import LIBRARY, Entry, Place, Store
 
@@ -63,6 +72,26 @@ def test_each_engine_and_interpreter_has_its_form() -> None:
     assert export_command(transformers) == "/v/bin/transformers serve org/m --host 127.0.0.1"
     demo = export_command(profile_of(model="demo", source="demo"), model="/made/here")
     assert demo == "vllm serve /made/here --served-model-name demo --host 127.0.0.1"
+
+
+def test_one_that_sleeps_is_told_with_what_it_takes_and_comes_back() -> None:
+    sleeper = profile_of(sleep=True, port=8000, args={"max_model_len": 2048})
+    command = export_command(sleeper)
+    assert command.split(" \\\n  ") == [
+        "VLLM_SERVER_DEV_MODE=1",
+        "vllm serve org/m",
+        "--host 127.0.0.1",
+        "--port 8000",
+        "--enable-sleep-mode",
+        "--max-model-len 2048",
+    ]
+    assert again(sleeper) == sleeper
+
+
+def test_routes_that_run_code_are_opened_to_nobody_elsewhere() -> None:
+    command = export_command(profile_of(sleep=True, host="0.0.0.0"))
+    assert "--enable-sleep-mode" in command
+    assert "VLLM_SERVER_DEV_MODE" not in command
 
 
 # The demo's model has a path only where it was made.

@@ -296,5 +296,15 @@ def test_a_name_is_found(text: str, name: str) -> None:
     assert import_command(text, "given", HOME).profile["name"] == "given"
 
 
+def test_one_that_can_sleep_becomes_a_profile_that_sleeps() -> None:
+    text = "VLLM_SERVER_DEV_MODE=1 NCCL_DEBUG=INFO vllm serve org/m --port 8000 --enable-sleep-mode --seed 1"
+    found = imported(text).profile
+    assert (found["sleep"], found["args"], found["env"]) == (True, {"seed": 1}, {"NCCL_DEBUG": "INFO"})
+    assert "--enable-sleep-mode became sleep = true" in notes_of(text)
+    text = "VLLM_SERVER_DEV_MODE=1 vllm serve org/m --enable-sleep-mode --no-enable-sleep-mode"
+    assert imported(text).profile.keys() & {"sleep", "args"} == set()
+    assert imported(text).profile["env"] == {"VLLM_SERVER_DEV_MODE": "1"}
+
+
 def test_what_is_imported_is_valid() -> None:
     parse_profile(imported("vllm serve org/m --max-model-len 3").profile, "test")

@@ -122,7 +122,19 @@ def test_transformers_may_spread_over_several_gpus() -> None:
         (MODEL + "[args]\nport = 1", "args.port", 3, "own key: port"),
         (MODEL + "[args]\nserved-model-name = 'x'", "args.served-model-name", 3, "served_name"),
         (MODEL + "[args]\napi_key = 'x'", "args.api_key", 3, "[secrets] api_key"),
-        (MODEL + "[args]\nuds = '/x'", "args.uds", 3, "TCP"),
+        (MODEL + "[args]\nuds = '/x'", "args.uds", 3, "sockets"),
+        (MODEL + "[args]\nenable-sleep-mode = true", "args.enable-sleep-mode", 3, "own key: sleep = true"),
+        (MODEL + "[args]\nttl = 5", "args.ttl", 3, "a key of the profile"),
+        (MODEL + "sleep = 1", "sleep", 2, "true or false"),
+        (MODEL + "sleep = true\nengine = 'transformers'", "sleep", 2, "transformers serve cannot sleep"),
+        (MODEL + "gpus = 'cpu'\nsleep = true", "sleep", 3, "the CPU build has no sleep mode"),
+        (MODEL + "sleep = true\n[args]\nssl_certfile = '/c'", "sleep", 2, "let a proxy do TLS"),
+        (MODEL + "sleep = true\n[env]\nVLLM_SERVER_DEV_MODE = '0'", "sleep", 2, "delete that from env"),
+        (MODEL + "ttl = 5", "ttl", 2, "set sleep = true"),
+        (MODEL + "sleep = true\nttl = 0", "ttl", 3, "greater than 0"),
+        (MODEL + "sleep = true\nttl = inf", "ttl", 3, "less than or equal"),
+        (MODEL + "wake_on_request = true", "wake_on_request", 2, "set sleep = true"),
+        (MODEL + "prime = true", "prime", 2, "set sleep = true"),
         (MODEL + "[args]\ngpus = 2", "args.gpus", 3, "a key of the profile"),
         (MODEL + "[args]\ndevice_ids = '6,7'", "args.device_ids", 3, "--gpus 6,7"),
         (MODEL + "[args]\nx = 1979-05-27", "args.x", 3, "is a date"),
@@ -147,6 +159,23 @@ def test_a_refusal_says_where_and_what_to_do(text: str, where: str, line: int, s
     assert said in str(problem)
     assert str(problem).startswith(f"p.toml:{line}: {where}: ")
     assert "\n" not in str(problem)
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"])
+def test_memory_that_cannot_be_given_back_does_not_sleep(name: str) -> None:
+    text = f"{MODEL}sleep = true\n[env]\n{name} = '%s'"
+    problem = only_problem(text % "max_split_size_mb:512, expandable_segments:True")
+    assert problem.where == "sleep"
+    assert "frees nothing" in str(problem)
+    assert parsed(text % "max_split_size_mb:512,expandable_segments:False").sleep
+
+
+def test_a_profile_sleeps_only_where_it_says_so() -> None:
+    plain = parsed(MODEL)
+    assert (plain.sleep, plain.ttl, plain.wake_on_request, plain.prime) == (False, None, False, False)
+    full = parsed(MODEL + "sleep = true\nttl = 30\nwake_on_request = true\nprime = true")
+    assert (full.sleep, full.ttl, full.wake_on_request, full.prime) == (True, 30.0, True, True)
+    assert full.gpus == 1
 
 
 @pytest.mark.parametrize("name", ["", "A", "-x", ".x", "a/b", "a b", "x" * 65])
