@@ -17,9 +17,8 @@ from backends.simulation import SimulatedKeeper
 from backends.snapshots import BoxUpdate, Grant, ServerState, ServerUpdate, StartRequest
 from profiles.store import Store
 from tests.tui.link import NOW, FakeLink, shown, simulated, until
-from tui import actions
 from tui.app import GpuboxApp
-from tui.launching import LaunchIntent
+from tui.launching import LaunchIntent, read_launchable
 from tui.screens.launch import LaunchScreen, why_not
 from tui.widgets.fit_bar import FitBar
 
@@ -268,13 +267,13 @@ async def test_a_gpu_that_somebody_takes_meanwhile_is_ticked_no_more(store: Stor
 
 async def test_a_key_that_is_pressed_twice_opens_one_sheet(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    read = actions.read_launchable
+    read = read_launchable
 
     def slow(*given: Store | str) -> object:
         gate.wait(30)
         return read(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(actions, "read_launchable", slow)
+    monkeypatch.setattr("tui.actions.read_launchable", slow)
     app = GpuboxApp(FakeLink(), store=store, clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("2")

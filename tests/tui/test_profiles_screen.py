@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -322,3 +323,38 @@ async def test_the_palette_offers_what_the_list_can_do(own: Store, typed: str, e
         await until(pilot, lambda: f"Profiles: {typed.capitalize()}" in shown(pilot), "the command")
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, expected), "its sheet")
+
+
+async def test_the_verdict_of_another_profile_never_comes_in_late(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, asked = threading.Event(), threading.Event()
+
+    def slow(*given: object) -> str:
+        asked.set()
+        gate.wait(30)
+        return "the verdict of a valid profile"
+
+    monkeypatch.setattr("tui.screens.profiles.fit_of", slow)
+    app = GpuboxApp(FakeLink(), store=own, clock=lambda: NOW)
+    async with app.run_test(size=(80, 40)) as pilot:
+        await show_profiles(pilot, *["down"] * list(PROFILES).index("single"))
+        await until(pilot, asked.is_set, "the reckoning")
+        await pilot.press("down")
+        await until(pilot, lambda: "unknown key" in shown(pilot) or "enigne" in shown(pilot), "the broken one")
+        gate.set()
+        fits = [one for one in app.workers if one.group == "fit"]
+        await until(pilot, lambda: all(one.is_finished for one in fits), "the verdict")
+        assert "the verdict of a valid profile" not in shown(pilot)
+
+
+@pytest.mark.parametrize("mode", ["2", "7"])
+async def test_a_click_starts_nothing_where_nothing_may_be_started(own: Store, mode: str) -> None:
+    app = GpuboxApp(ReadOnlyKeeper(FakeLink()), store=own, clock=lambda: NOW)
+    async with app.run_test(size=(80, 40)) as pilot:
+        await pilot.press(mode)
+        await until(pilot, lambda: "single" in shown(pilot), "the profiles")
+        line = next(n for n, text in enumerate(shown(pilot).splitlines()) if text.startswith(" demo"))
+        for _ in range(2):
+            await pilot.click(offset=(3, line))
+            await pilot.pause()
+        await until(pilot, lambda: all(one.is_finished for one in app.workers if one.group == "requests"), "rest")
+        assert not isinstance(app.screen, LaunchScreen)

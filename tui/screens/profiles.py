@@ -16,7 +16,8 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Static
 
 from backends.fit.estimate import Fit
-from backends.snapshots import Server, Snapshot
+from backends.snapshots import Box, Server, Snapshot
+from profiles.schema import Profile
 from tui.format import fit_path
 from tui.launching import LaunchIntent, fit_of, memory_state
 from tui.screens.base import ROOMY_LINES, WIDE_CELLS
@@ -68,7 +69,7 @@ class ProfilesScreen(EditActions):
         super().__init__()
         self._pause: Timer | None = None
         self._fit: Fit | str | None = None
-        self._reckoned: object = None
+        self._reckoned: tuple[object, object] | None = None
         self._offered: object = None
 
     def compose(self) -> ComposeResult:
@@ -118,7 +119,8 @@ class ProfilesScreen(EditActions):
 
     @on(DataTable.RowSelected)
     def _clicked(self) -> None:
-        self.action_launch()
+        if self.check_action("launch", ()):
+            self.action_launch()
 
     def look_again(self) -> None:
         """Check what is written, or read what the cursor is on; both in a thread."""
@@ -142,23 +144,23 @@ class ProfilesScreen(EditActions):
 
     def _reckon_if_changed(self, snapshot: Snapshot) -> None:
         """Reckon anew whether it fits when the profile or the GPUs' free memory has changed."""
-        profile = self.look.checked.profile if self.look else None
-        state = (self.look and (self.look.name, self.look.text), memory_state(snapshot.box))
-        if state == self._reckoned:
+        look = self.look
+        what, room = look and (look.name, look.text), memory_state(snapshot.box)
+        if (what, room) == self._reckoned:
             return
-        if self._reckoned is None or state[0] != self._reckoned[0]:  # type: ignore[index]
+        if self._reckoned is None or what != self._reckoned[0]:
+            # Also where nothing is reckoned instead: the verdict of another text must not come in late.
+            self.workers.cancel_group(self, "fit")
             self._fit = None
-        self._reckoned = state
-        if profile is not None:
-            self._reckon(snapshot)
+        self._reckoned = what, room
+        if look is not None and look.checked.profile is not None:
+            self._reckon(look.checked.profile, snapshot.box)
 
     @work(group="fit", exclusive=True)
-    async def _reckon(self, snapshot: Snapshot) -> None:
-        profile = self.look.checked.profile if self.look else None
-        if profile is not None:
-            chosen = ("cpu",) if profile.gpus == "cpu" or not snapshot.box.gpus else ("auto",)
-            self._fit = await asyncio.to_thread(fit_of, profile, snapshot.box, chosen)
-            self._changed()
+    async def _reckon(self, profile: Profile, box: Box) -> None:
+        chosen = ("cpu",) if profile.gpus == "cpu" or not box.gpus else ("auto",)
+        self._fit = await asyncio.to_thread(fit_of, profile, box, chosen)
+        self._changed()
 
     def show(self, snapshot: Snapshot, server: Server | None) -> None:
         """Show the list, the text's state, and what it comes to."""

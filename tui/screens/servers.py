@@ -210,7 +210,8 @@ class ServersScreen(GpuboxScreen):
 
     @on(DataTable.RowSelected, "ProfileTable")
     def _clicked(self) -> None:
-        self.action_launch()
+        if self.check_action("launch", ()):
+            self.action_launch()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer only what the selected server's state allows."""
