@@ -98,9 +98,7 @@ class FrontLink:
         self, method: str, target: str, body: object = None, *, answer_s: float | None = ANSWER_S
     ) -> dict[str, Any]:
         content = b"" if body is None else json.dumps(body).encode()
-        head = (
-            f"{method} {target} HTTP/1.1\r\nHost: front\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
-        )
+        lines = (f"{method} {target} HTTP/1.1", "Host: front", "Connection: close", f"Content-Length: {len(content)}")
         try:
             async with asyncio.timeout(answer_s):
                 reader, writer = await asyncio.open_unix_connection(self._socket)
