@@ -10,6 +10,8 @@ GpuboxError                  exit code 1
 ├── KeeperError              8   the keeper cannot be reached or started
 ├── NoSuchServerError        9   no server of that name
 └── ConflictError           10   the server is in a state in which the request is refused
+    ├── SleepFailedError         it could not be put to sleep; it serves as before, or has ended
+    └── WakeFailedError          it could not be woken; it sleeps as before, or has ended
 """
 
 from __future__ import annotations
@@ -95,6 +97,18 @@ class ConflictError(GpuboxError):
     exit_code = 10
 
 
+class SleepFailedError(ConflictError):
+    """A server could not be put to sleep: it serves as before, unless it has ended."""
+
+    code = "sleep-failed"
+
+
+class WakeFailedError(ConflictError):
+    """A server could not be woken: it sleeps as before where there was no room; half awake it was ended."""
+
+    code = "wake-failed"
+
+
 _KINDS: dict[str, type[GpuboxError]] = {
     kind.code: kind
     for kind in (
@@ -108,6 +122,8 @@ _KINDS: dict[str, type[GpuboxError]] = {
         KeeperError,
         NoSuchServerError,
         ConflictError,
+        SleepFailedError,
+        WakeFailedError,
     )
 }
 

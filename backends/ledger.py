@@ -114,13 +114,33 @@ class Ledger:
                 self._held[path] = descriptor
                 os.fchmod(descriptor, 0o644)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-                content = {"schema": 1, "uuid": uuid, "server": server, "home": self._home, "bytes": memory_bytes}
-                os.write(descriptor, json.dumps(content).encode())
+                os.write(descriptor, self._content(uuid, server, memory_bytes))
                 files.append(str(path))
         except (OSError, GpuBusyError):
             self.release(server)
             raise
         return tuple(files)
+
+    def resize(self, server: str, memory: Mapping[str, int | None]) -> None:
+        """Change how much of GPUs that it has is granted to a server (bytes by UUID); within `changing`.
+
+        The files stay, and so do the flocks on them. Raises OSError, and KeyError where a GPU is not granted to it.
+        """
+        for uuid, memory_bytes in memory.items():
+            path = self._path(uuid, server)
+            if path not in self._held:
+                raise KeyError(uuid)
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                # One write of no less than what stands there: who reads meanwhile sees either.
+                content = self._content(uuid, server, memory_bytes)
+                os.pwrite(descriptor, content.ljust(os.fstat(descriptor).st_size), 0)
+            finally:
+                os.close(descriptor)
+
+    def _content(self, uuid: str, server: str, memory_bytes: int | None) -> bytes:
+        content = {"schema": 1, "uuid": uuid, "server": server, "home": self._home, "bytes": memory_bytes}
+        return json.dumps(content).encode()
 
     def take_up(self, server: str, uuids: tuple[str, ...]) -> None:
         """Hold, beside its shim, the grants of a server that a keeper before this one has made.

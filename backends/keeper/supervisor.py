@@ -15,13 +15,14 @@ from backends import paths
 from backends.diagnosis.ended import oom_kills
 from backends.engines.base import Engine, Placement
 from backends.engines.http import EngineHttp
-from backends.errors import GpuboxError
+from backends.errors import GpuboxError, SleepFailedError, WakeFailedError
 from backends.keeper.allocation import grant_again, indices_of
 from backends.keeper.ending import LONGEST_BACKOFF_S, Verdict, judge, next_attempt
 from backends.keeper.following import StartTimeoutError, follow_ready, follow_start
 from backends.keeper.launching import engine_environ, launch_name, lock_path, readable, shim_spec, tidy
 from backends.keeper.ports import choose_port
 from backends.keeper.record import Record, erase, keep_copy
+from backends.keeper.sleeping import OnStep, untimed
 from backends.keeper.subject import Subject
 from backends.keeper.surroundings import Surroundings
 from backends.keeper.turns import Turn, gate_path
@@ -31,6 +32,7 @@ from backends.processes.facts import signal as send_signal
 from backends.processes.launch import launch
 from backends.processes.logs import new_log_path
 from backends.snapshots import Missing, Server, ServerState
+from backends.switches import Level
 
 if TYPE_CHECKING:
     from profiles.schema import Profile
@@ -83,6 +85,34 @@ class Supervisor:
     def restart(self) -> None:
         """Stop the engine, and launch it again on the same GPUs and port."""
         self._end(again=True, force=False)
+
+    async def sleep(
+        self, level: Level, *, drain_s: float | None = None, on_step: OnStep = untimed, only_idle: bool = False
+    ) -> None:
+        """Let running requests end (as long as the profile says, or `drain_s`), and put the engine to sleep.
+
+        Returns once it sleeps and its memory is back; with `only_idle` it stays awake where it has work after all.
+        Raises SleepFailedError, also where it is stopped or ends meanwhile, and where it does not serve.
+        """
+        raise SleepFailedError(f"server {self.record.name} cannot sleep")
+
+    async def wake(self, *, on_step: OnStep = untimed) -> None:
+        """Wake the engine where all that it needs is free on its GPUs; returns once it serves again.
+
+        One that fails to wake is ended, and its memory waited for. Raises WakeFailedError, also where there is no room
+        (it sleeps on then), where it is stopped or ends meanwhile, and where it does not sleep.
+        """
+        raise WakeFailedError(f"server {self.record.name} does not sleep")
+
+    @property
+    def needs(self) -> dict[str, int | None]:
+        """What it takes of its GPUs awake, in bytes by UUID; None is all of one, or not known."""
+        return self.record.reserved
+
+    @property
+    def last_used_at(self) -> float:
+        """When it last had work, as far as is known; when it was ready where it had none."""
+        return self.record.ready_at or self.record.launched_at
 
     def _end(self, *, again: bool, force: bool) -> None:
         self._subject.keep(wanted=False, again=again)
