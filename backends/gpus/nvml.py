@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pynvml
@@ -34,7 +34,7 @@ ECC_EVERY_S = 10.0
 """Counting errors of the memory takes longer than the other figures, and seldom changes."""
 
 RARE_EVERY_S = 5.0
-"""How old may be what hardly ever changes and decides nothing: each call costs as much as one for what does."""
+"""How old may be what seldom changes and decides nothing: each call costs as much as one for what does."""
 
 XID_WAIT_MS = 500
 NO_DEVICES = "the NVIDIA driver works but has no GPU to show: none is fitted, or none was given to this container"
@@ -43,11 +43,12 @@ VANISHED = "the driver does not list it any more; dmesg may say why"
 
 @dataclass(frozen=True, slots=True)
 class _Rare:
-    """What hardly ever changes of a GPU, as it was `read_at`."""
+    """What seldom changes of a GPU, as it was `read_at`."""
 
     read_at: float
     name: str | Missing
     power_limit_mw: int | Missing
+    throttling: tuple[str, ...] | Missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class Nvml:
         present = {gpu.uuid for gpu in gpus}
         if present != self._neighbours.keys():
             self._neighbours = _find_neighbours([gpu.uuid for gpu in gpus])
-        gpus = [replace(gpu, **asdict(self._neighbours[gpu.uuid])) for gpu in gpus]
+        gpus = [_among(gpu, self._neighbours[gpu.uuid]) for gpu in gpus]
         gpus += [_unreadable(gpu, VANISHED) for uuid, gpu in self._known.items() if uuid not in present]
         if self._watches_xids:
             self._xids = self._xids or XidWatch(_Events())
@@ -167,9 +168,7 @@ class Nvml:
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             uuid = str(pynvml.nvmlDeviceGetUUID(handle))
-            return replace(
-                _read_gpu(index, uuid, handle, self._rare_of(uuid, handle)), ecc=self._ecc_errors(uuid, handle)
-            )
+            return _read_gpu(index, uuid, handle, self._rare_of(uuid, handle), self._ecc_errors(uuid, handle))
         except pynvml.NVMLError as error:
             if error.value in DRIVER_IS_GONE:
                 raise
@@ -183,6 +182,7 @@ class Nvml:
                 self._clock(),
                 figure(pynvml.nvmlDeviceGetName, handle),
                 figure(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle),
+                throttling(handle),
             )
         return known
 
@@ -262,7 +262,7 @@ def _unreadable(gpu: Gpu, reason: str) -> Gpu:
     )
 
 
-def _read_gpu(index: int, uuid: str, handle: Any, rare: _Rare) -> Gpu:
+def _read_gpu(index: int, uuid: str, handle: Any, rare: _Rare, ecc: EccErrors | Missing) -> Gpu:
     total, used, free = memory(handle)
     rates = figure(pynvml.nvmlDeviceGetUtilizationRates, handle)
     power_mw = figure(pynvml.nvmlDeviceGetPowerUsage, handle)
@@ -283,8 +283,13 @@ def _read_gpu(index: int, uuid: str, handle: Any, rare: _Rare) -> Gpu:
         processes=processes(handle),
         mig=mig,
         refusal=f"MIG is enabled: gpubox assigns whole GPUs (`sudo nvidia-smi -i {index} -mig 0`)" if mig else None,
-        throttling=throttling(handle),
+        ecc=ecc,
+        throttling=rare.throttling,
     )
+
+
+def _among(gpu: Gpu, near: _Neighbours) -> Gpu:
+    return replace(gpu, nvlink=near.nvlink, same_node=near.same_node) if near.nvlink or near.same_node else gpu
 
 
 def _address(handle: Any) -> int:

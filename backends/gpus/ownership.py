@@ -28,7 +28,7 @@ from backends.gpus.processes import (
 )
 from backends.orphans import Orphan
 from backends.processes import procfs
-from backends.processes.facts import current_boot_id, is_alive, read_facts
+from backends.processes.facts import ProcessFacts, current_boot_id, is_alive, read_facts
 from backends.snapshots import Box, Gpu, GpuProcess, Missing, Owner, Share
 
 DRIVERS_OWN = "the driver's own"
@@ -39,6 +39,9 @@ UNSEEN = "no process is listed for it: a container may hide its pids"
 ELSEWHERE = "in another container, whose pids mean nothing here"
 PROBABLY_ORPHAN = "its parent is gone: probably an orphan"
 
+FACTS_LIMIT = 1024
+
+_facts: dict[Path, tuple[tuple[int, int, int], ProcessFacts]] = {}
 _DELETED = " (deleted)"
 _KEEPERS_OWN = ("gpubox-shim", "gpubox-guard")
 _INITS = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "s6-svscan", "containerd-shim")
@@ -67,7 +70,7 @@ def dead_launches(servers: Path) -> tuple[DeadLaunch, ...]:
     """Return the launches below the folder of all servers that may have left processes behind."""
     found = []
     for path in servers.glob("*/*/process.json"):
-        facts = read_facts(path)
+        facts = _facts_at(path)
         if isinstance(facts, Missing) or facts.phase == "exited" or facts.shim.boot_id != current_boot_id():
             continue
         if is_alive(facts.shim) or is_alive(facts.guard):
@@ -77,6 +80,24 @@ def dead_launches(servers: Path) -> tuple[DeadLaunch, ...]:
         launch = DeadLaunch(path.parent.parent.name, path.parent, facts.shim.start_ticks, frozenset(sessions))
         found.append(launch)
     return tuple(found)
+
+
+def _facts_at(path: Path) -> ProcessFacts | Missing:
+    """Return what a shim wrote down, parsed again only where it has been written again: that is always a new file."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return Missing(f"{path}: {error.strerror}")
+    written = found.st_ino, found.st_mtime_ns, found.st_size
+    known = _facts.get(path)
+    if known is not None and known[0] == written:
+        return known[1]
+    facts = read_facts(path)
+    if len(_facts) >= FACTS_LIMIT:
+        _facts.clear()
+    if not isinstance(facts, Missing):
+        _facts[path] = written, facts
+    return facts
 
 
 class Origins:
@@ -89,10 +110,17 @@ class Origins:
         self._servers = os.path.realpath(servers)
         self._roots = roots
         self._dead = dead_launches(servers)
+        self._seen: dict[int, Seen | None] = {}
+
+    def see(self, pid: int) -> Seen | None:
+        """Return what /proc shows of a process; processes have ancestors in common, and each is looked at once."""
+        if pid not in self._seen:
+            self._seen[pid] = see(pid)
+        return self._seen[pid]
 
     def of(self, pid: int) -> Origin:
         """Return whose a process is."""
-        line = list(line_of(pid))
+        line = list(line_of(pid, self.see))
         if not line:
             hidden = describe(pid)[0] == ANOTHER_CONTAINER
             return Origin(Owner.UNATTRIBUTED if hidden else Owner.FOREIGN)
@@ -114,7 +142,7 @@ class Origins:
         for pid in procfs.pids():
             if uid_of(pid) != os.geteuid() or not self._may_be_left(pid):
                 continue
-            origin, seen = self.of(pid), see(pid)
+            origin, seen = self.of(pid), self.see(pid)
             if origin.owner is not Owner.ORPHAN or origin.server is None or seen is None:
                 continue
             command, user = describe(pid)
@@ -139,7 +167,7 @@ class Origins:
         """Tell cheaply whether a process is worth a closer look."""
         if (cwd_of(pid) or "").startswith(self._servers + os.sep):
             return True
-        seen = see(pid) if self._dead else None
+        seen = self.see(pid) if self._dead else None
         return seen is not None and any(seen.session in launch.sessions for launch in self._dead)
 
     def _left_by(self, line: list[Seen]) -> str | None:
@@ -175,7 +203,7 @@ def _attributed(gpu: Gpu, origins: Origins) -> Gpu:
 
 
 def _with_origin(process: GpuProcess, origins: Origins) -> GpuProcess:
-    origin, seen = origins.of(process.pid), see(process.pid)
+    origin, seen = origins.of(process.pid), origins.see(process.pid)
     return replace(
         process,
         owner=origin.owner,

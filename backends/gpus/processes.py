@@ -6,7 +6,7 @@ import os
 import pwd
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,6 +21,8 @@ UNKNOWN_USER = "?"
 DESCRIBED_FOR_S = 10.0
 """How long a description is kept: a process may give itself another command line without becoming another one."""
 DESCRIBED_LIMIT = 4096
+
+PART_BYTES = 4096
 
 _SECRET_OPTION = re.compile(r"(--?(?:[\w-]*[-_])?(?:key|token|password|secret))(=.*)?", re.IGNORECASE | re.DOTALL)
 
@@ -45,9 +47,8 @@ class Seen:
 
 def see(pid: int) -> Seen | None:
     """Return what /proc shows of a process; None where there is none of that pid to be seen from here."""
-    try:
-        line = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
+    line = _read(f"/proc/{pid}/stat")
+    if line is None:
         return None
     # The command's name stands in parentheses and may itself hold spaces and parentheses.
     begin, end = line.find(b"(") + 1, line.rfind(b")")
@@ -56,10 +57,27 @@ def see(pid: int) -> Seen | None:
     return Seen(pid, comm, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[4]), int(fields[19]))
 
 
-def line_of(pid: int) -> Iterator[Seen]:
-    """Yield a process, its parent, and so on up to where /proc ends."""
+def _read(path: str) -> bytes | None:
+    """Read a small file of /proc, which is done for every process again and again; None where it is not told."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        parts = []
+        while part := os.read(file, PART_BYTES):
+            parts.append(part)
+        return b"".join(parts)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+
+
+def line_of(pid: int, look: Callable[[int], Seen | None] = see) -> Iterator[Seen]:
+    """Yield a process, its parent, and so on up to where /proc ends; `look` tells what is known of a pid."""
     known: set[int] = set()
-    while pid > 0 and pid not in known and (seen := see(pid)) is not None:
+    while pid > 0 and pid not in known and (seen := look(pid)) is not None:
         known.add(pid)
         yield seen
         pid = seen.parent
@@ -68,24 +86,21 @@ def line_of(pid: int) -> Iterator[Seen]:
 def cwd_of(pid: int) -> str | None:
     """Return a process's working folder; one that was removed ends in ` (deleted)`. None where it is not told."""
     try:
-        return str(Path(f"/proc/{pid}/cwd").readlink())
+        return os.readlink(f"/proc/{pid}/cwd")  # noqa: PTH115 - asked of each process of a user
     except OSError:
         return None
 
 
 def argv_of(pid: int) -> list[str]:
     """Return a process's command line; empty where it has none, or none that may be read."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-    except OSError:
-        return []
+    words = (_read(f"/proc/{pid}/cmdline") or b"").rstrip(b"\0").split(b"\0")
     return [word.decode(errors="replace") for word in words] if words != [b""] else []
 
 
 def uid_of(pid: int) -> int | None:
     """Return whose a process is; None where it is gone."""
     try:
-        return Path(f"/proc/{pid}").stat().st_uid
+        return os.stat(f"/proc/{pid}").st_uid  # noqa: PTH116 - asked of every process
     except OSError:
         return None
 

@@ -67,9 +67,8 @@ class BoxWatch:
     async def fresh(self) -> Box:
         """Take a reading now."""
         async with self._lock:
-            read = await asyncio.to_thread(self._sample)
-            grants, roots = self._grants(), self._roots()
-            self._newest = await asyncio.to_thread(_with_owners, read, _servers_dir(), grants, roots)
+            read = await asyncio.to_thread(_with_owners, self._sample, _servers_dir(), self._roots())
+            self._newest = _with_grants(read, self._grants())
             self._read_at = asyncio.get_running_loop().time()
             return self._newest
 
@@ -160,8 +159,8 @@ def _told_orphans(server: str, orphans: Sequence[Orphan], now: float) -> Event:
     return Event(now, server, "orphan", text)
 
 
-def _with_owners(box: Box, servers: Path, grants: Grants, roots: Mapping[int, str]) -> Box:
-    return _with_grants(attributed(box, Origins(servers, roots)), grants)
+def _with_owners(sample: Callable[[], Box], servers: Path, roots: Mapping[int, str]) -> Box:
+    return attributed(sample(), Origins(servers, roots))
 
 
 def _with_grants(box: Box, grants: Grants) -> Box:

@@ -136,7 +136,9 @@ class Left:
             "log": "/x",
             "dropped_lines": 0,
         }
-        (self.folder / "process.json").write_text(json.dumps(facts | changes))
+        new = self.folder / "process.json.new"
+        new.write_text(json.dumps(facts | changes))
+        new.replace(self.folder / "process.json")
 
 
 @pytest.fixture
@@ -240,7 +242,8 @@ def test_a_foreign_engine_that_was_handed_to_init_is_noted(
     monkeypatch: pytest.MonkeyPatch, comm: str, parent: Seen, argv: list[str], noted: bool
 ) -> None:
     argv_of: Callable[[int], list[str]] = {parent.pid: argv}.__getitem__
-    monkeypatch.setattr(ownership, "line_of", lambda pid: iter([Seen(pid, comm, "S", parent.pid, 1, 0, 2), parent]))
+    processes = {4711: Seen(4711, comm, "S", parent.pid, 1, 0, 2), parent.pid: parent}
+    monkeypatch.setattr(ownership, "see", processes.get)
     monkeypatch.setattr(ownership, "argv_of", argv_of)
     told = Origins(Path("/nowhere"), {}).of(4711)
     assert told == Origin(Owner.FOREIGN, note=ownership.PROBABLY_ORPHAN if noted else "")
