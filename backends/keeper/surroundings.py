@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from backends.errors import ConflictError
@@ -70,4 +70,4 @@ class Surroundings:
     ledger: Ledger
     history: History
     taken_ports: Callable[[], set[int]]
-    switching: Switcher = NoSwitching()
+    switching: Switcher = field(default_factory=NoSwitching)
