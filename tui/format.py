@@ -74,6 +74,12 @@ def plural(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
+def counted(number: float, thing: str) -> str:
+    """Count many things in few letters: '1 request', '412 requests', '2.6k requests'."""
+    shown_number = count(number)
+    return f"{shown_number} {thing}" + ("" if shown_number == "1" else "s")
+
+
 def fit(text: str, width: int) -> str:
     """Cut to `width`, with an ellipsis where something was lost."""
     return text if len(text) <= width else text[: max(0, width - 1)] + ELLIPSIS[:width]

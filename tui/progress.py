@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from backends.snapshots import Server, ServerState
 from backends.starts import StageTime, StartFigures, StartProgress
-from tui.format import clock_time, count, duration, memory, percent
+from tui.format import clock_time, counted, duration, memory, percent
 
 FEW_S = 8.0
 
@@ -92,5 +92,5 @@ def figures_text(figures: StartFigures) -> str:
         parts.append(f"{figures.kv_tokens:,} tokens")
     if figures.max_concurrency is not None:
         length = f" of {figures.max_model_len:,} tokens" if figures.max_model_len else ""
-        parts.append(f"{count(figures.max_concurrency)} requests{length} at once")
+        parts.append(f"{counted(figures.max_concurrency, 'request')}{length} at once")
     return " · ".join(parts)

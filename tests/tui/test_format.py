@@ -122,3 +122,12 @@ def test_a_history_keeps_peaks_and_leaves_gaps_blank() -> None:
 def test_a_chart_fades_towards_its_foot() -> None:
     rows = [faded("#ffffff", "#000000", row, 3) for row in range(3)]
     assert rows == ["#ffffff", "#bfbfbf", "#7f7f7f"]
+
+
+def test_one_thing_is_no_things() -> None:
+    assert [f.counted(number, "request") for number in (0, 1, 2, 2600)] == [
+        "0 requests",
+        "1 request",
+        "2 requests",
+        "2.6k requests",
+    ]

@@ -17,7 +17,7 @@ PARTS = (Part(Kind.WEIGHTS, 12 * GIB), Part(Kind.KV_CACHE, 40 * GIB), Part(Kind.
 @pytest.mark.parametrize("width", [20, 78, 198])
 def test_the_bar_has_its_width_and_the_legend_its_numbers(width: int) -> None:
     division = Division(3, 80 * GIB, 60 * GIB, 5 * GIB, (*PARTS, Part(Kind.OTHER, 8 * GIB)))
-    bar, legend = memory_lines(division, 1, width, GREY).plain.split("\n")
+    bar, legend = memory_lines(division, width, GREY).plain.split("\n")
     assert len(bar) == width
     assert len(legend) <= width + 2
     assert bar.startswith("GPU 3 █")
@@ -32,7 +32,7 @@ def test_the_bar_has_its_width_and_the_legend_its_numbers(width: int) -> None:
 def test_what_is_not_taken_yet_is_said_and_an_unknown_total_is_no_zero() -> None:
     unknown = Missing("not told")
     division = Division(None, unknown, unknown, unknown, (*PARTS, Part(Kind.OTHER, unknown)), excess_bytes=GIB)
-    bar, legend = memory_lines(division, 1, 78, GREY).plain.split("\n")
+    bar, legend = memory_lines(division, 78, GREY).plain.split("\n")
     assert "GiB" not in bar
     assert "░ other –" in legend
     assert "1.0 GiB not taken yet" in legend

@@ -250,5 +250,28 @@ async def test_an_engine_that_tells_nothing_has_its_gpus_and_says_so() -> None:
         await screen.until(lambda: set(screen.tiles) == set(MACHINE[:3]), "its GPUs alone")
 
 
+async def test_one_request_is_told_as_one() -> None:
+    one = servers()[0]
+    assert isinstance(one.metrics, Metrics)
+    keeper = StillKeeper(replace(one, metrics=replace(one.metrics, requests_total=1)))
+    app = GpuboxApp(keeper, clock=lambda: NOW)
+    async with app.run_test(size=(100, 40)) as pilot:
+        screen = await opened(pilot)
+        await screen.until(lambda: "1 request ·" in screen.said("#head"), "the count")
+
+
+async def test_the_memory_of_each_gpu_of_a_server_can_be_looked_at() -> None:
+    app = GpuboxApp(StillKeeper(*servers()[:2]), clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await screen.until(lambda: "GPU 0, fullest of 2 GPUs" in screen.said("#memory"), "the fullest")
+        for expected in ("GPU 0, one of 2 GPUs", "GPU 1, one of 2 GPUs", "fullest of 2 GPUs"):
+            await pilot.press("g")
+            await screen.until(lambda said=expected: said in screen.said("#memory"), expected)  # type: ignore[misc]
+        await pilot.press("right_square_bracket")
+        await screen.until(lambda: screen.said("#memory").startswith("GPU 2 "), "a server of one GPU")
+        assert not app.screen.check_action("gpu", ()), "no other to look at"
+
+
 async def _nothing(name: str) -> Series:
     return Series((), {})

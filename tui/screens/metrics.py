@@ -18,7 +18,7 @@ from backends.errors import GpuboxError
 from backends.memory import divisions
 from backends.metrics.series import gpu_figures, server_figures
 from backends.snapshots import Event, Missing, Server, ServerState, Snapshot
-from tui.format import clock_time, count, duration, fit
+from tui.format import clock_time, counted, duration, fit
 from tui.screens.base import GpuboxScreen
 from tui.themes import STATES, Palette, palette
 from tui.widgets.metric_axis import TimeAxis
@@ -55,6 +55,7 @@ class MetricsScreen(GpuboxScreen):
         Binding("L,shift+right", "mark(1)", "Event after", show=False, id="metrics.mark_after", tooltip=MARK_TOOLTIP),
         Binding("down,j", "chart(1)", "Next chart", show=False, id="metrics.next", tooltip=CHART_TOOLTIP),
         Binding("up,k", "chart(-1)", "Chart before", show=False, id="metrics.previous", tooltip=CHART_TOOLTIP),
+        Binding("g", "gpu", "GPU", show=False, id="metrics.gpu", tooltip="The memory of the server's next GPU"),
         Binding("escape", "back", "Back", show=False, id="metrics.back", tooltip="To now, and to all charts"),
     ]
 
@@ -214,6 +215,9 @@ class MetricsScreen(GpuboxScreen):
             return bool(self._keys) and self._moved(int(str(parameters[0]))) is not None
         if action == "mark":
             return bool(self._keys) and self._mark_from(int(str(parameters[0]))) is not None
+        if action == "gpu":
+            memory = self.query_one(MetricMemory)
+            return memory.display and memory.has_several
         if action == "back":
             return self._is_large or self._cursor_at is not None
         return super().check_action(action, parameters)
@@ -258,6 +262,11 @@ class MetricsScreen(GpuboxScreen):
         self._chosen = self._keys[(self._keys.index(self._chosen) + step) % len(self._keys)]
         self._changed()
 
+    def action_gpu(self) -> None:
+        """Show the memory of the server's next GPU."""
+        self.query_one(MetricMemory).step()
+        self._changed()
+
     def action_back(self) -> None:
         """Leave the cursor, then the large chart."""
         if self._cursor_at is not None:
@@ -286,7 +295,7 @@ def head(server: Server, window: str, now: float, width: int, colours: Palette) 
         text.append(f"  {fit(why, max(0, room))}", colours.warn)
     else:
         requests = server.metrics.requests_total
-        parts = [] if isinstance(requests, Missing) else [f"{count(requests)} requests"]
+        parts = [] if isinstance(requests, Missing) else [counted(requests, "request")]
         told = " · ".join([*parts, f"{server.engine} {server.engine_version or ''}"])
         text.append(f"  {fit(told, max(0, room))}", colours.dim)
     return text.append(" " * max(1, width - text.cell_len - len(window))).append(window, colours.dim)

@@ -9,7 +9,7 @@ from textual.widgets import Static
 
 from backends.memory import Division, Kind
 from backends.snapshots import Missing
-from tui.format import NOTHING, fit, gib, plural
+from tui.format import NOTHING, fit, gib
 from tui.themes import Palette, palette
 
 FILLS = {
@@ -25,13 +25,32 @@ OTHERS = ("×", "dim")
 
 
 class MetricMemory(Static):
-    """Two lines: the bar of the fullest GPU, and what each pattern stands for."""
+    """Two lines: the bar of the fullest GPU or of one that was chosen, and what each pattern stands for."""
 
     DEFAULT_CSS = "MetricMemory { height: 2; }"
 
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._gpu: int | None = None
+        self._divided: Sequence[Division] = ()
+
+    @property
+    def has_several(self) -> bool:
+        """Whether there is another GPU to look at."""
+        return len(self._divided) > 1
+
     def show(self, divided: Sequence[Division], width: int) -> None:
-        """Show the fullest of a server's GPUs; the others are as it is, or less full."""
-        self.update(memory_lines(fullest(divided), len(divided), width, palette(self.app)))
+        """Show the GPU that was chosen, else the fullest of a server's: the others are as it is, or less full."""
+        self._divided = divided
+        chosen = next((one for one in divided if one.gpu == self._gpu), None) if self.has_several else None
+        one = chosen or fullest(divided)
+        which = "" if not self.has_several else "one" if chosen else "fullest"
+        self.update(memory_lines(one, width, palette(self.app), which and f"{which} of {len(divided)} GPUs"))
+
+    def step(self) -> None:
+        """Choose the next GPU, after the last one the fullest again; the next showing draws it."""
+        gpus = [one.gpu for one in self._divided]
+        self._gpu = (*gpus, None)[gpus.index(self._gpu) + 1] if self._gpu in gpus else gpus[0]
 
 
 def fullest(divided: Sequence[Division]) -> Division:
@@ -39,10 +58,10 @@ def fullest(divided: Sequence[Division]) -> Division:
     return max(divided, key=lambda one: -1 if isinstance(one.held_bytes, Missing) else one.held_bytes)
 
 
-def memory_lines(division: Division, count: int, width: int, colours: Palette) -> Text:
-    """Draw the bar up to the GPU's memory, and its legend."""
+def memory_lines(division: Division, width: int, colours: Palette, which: str = "") -> Text:
+    """Draw the bar up to the GPU's memory, and its legend; `which` says which of a server's GPUs it is."""
     place = "host" if division.gpu is None else f"GPU {division.gpu}"
-    label = f"{place} " if count == 1 else f"{place}, fullest of {plural(count, 'GPU')} "
+    label = f"{place}, {which} " if which else f"{place} "
     total = division.total_bytes
     told = "" if isinstance(total, Missing) else f" {gib(total)} GiB"
     cells = max(1, width - len(label) - len(told))

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Literal
 
 from backends.snapshots import Gpu, Host, Latency, Metrics, Missing
-from tui.format import NOTHING, count, gib, gpu_kinds, indices, percent, plural
+from tui.format import NOTHING, count, counted, gib, gpu_kinds, indices, percent, plural
 from tui.themes import MEMORY_LEVELS
 from tui.widgets.metric_axis import COUNT, MEMORY, PERCENT, POWER, RATE, TIME, Unit
 
@@ -151,7 +151,7 @@ def _kv_cache(metrics: Metrics) -> Told:
     if isinstance(usage, Missing):
         return usage
     tone: Tone = "text" if usage < MEMORY_LEVELS[1] else "warn" if usage < ALARM else "bad"
-    detail = "" if isinstance(tokens, Missing) else f"of {count(tokens)} tokens"
+    detail = "" if isinstance(tokens, Missing) else f"of {counted(tokens, 'token')}"
     return detail, (Figure(share(usage), _KV_CACHE, "", tone),)
 
 
@@ -170,7 +170,7 @@ def _requests(metrics: Metrics) -> Told:
 def _rate(chart: Chart, rate: float | Missing, total: int | Missing) -> Told:
     if isinstance(rate, Missing):
         return rate
-    return "" if isinstance(total, Missing) else f"{count(total)} tokens in all", (Figure(chart.show(rate), chart),)
+    return "" if isinstance(total, Missing) else f"{counted(total, 'token')} in all", (Figure(chart.show(rate), chart),)
 
 
 def _hit_rate(metrics: Metrics) -> Told:
