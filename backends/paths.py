@@ -110,8 +110,19 @@ def ledger_dir() -> Path:
 
 def keeper_socket() -> Path:
     """The keeper's socket: in the state folder, or in a short folder of the user's own when that path is too long."""
-    direct = state_dir() / "keeper.sock"
+    return _short_enough(state_dir() / "keeper.sock", ".sock")
+
+
+def engine_socket(folder: Path, name: str = "engine") -> Path:
+    """A socket of the launch in `folder`: in it, or in the short folder of the user's own when that path is too long.
+
+    Whoever makes it makes its parent `private` first, and removes it with the launch: nothing else tidies it away.
+    """
+    return _short_enough(folder / f"{name}.sock", f".{name}")
+
+
+def _short_enough(direct: Path, suffix: str) -> Path:
     if len(os.fsencode(direct)) <= SOCKET_PATH_LIMIT:
         return direct
     digest = hashlib.sha256(os.fsencode(direct)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"gpubox-{os.getuid()}" / f"{digest}.sock"
+    return Path(tempfile.gettempdir()) / f"gpubox-{os.getuid()}" / f"{digest}{suffix}"

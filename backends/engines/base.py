@@ -37,11 +37,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What the keeper decided: GPU indices (empty on the CPU) and the port; `environ` is that of whoever asked."""
+    """What the keeper decided: GPU indices (empty on the CPU) and the port; `environ` is that of whoever asked.
+
+    With `uds`, a socket's path, the engine listens there: `port` is that of the front before it.
+    """
 
     gpu_indices: tuple[int, ...]
     port: int
     environ: Mapping[str, str]
+    uds: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,8 @@ class HttpGet(Protocol):
         """GET `path`."""
         ...
 
-    async def post(self, path: str, body: object) -> tuple[int, bytes]:
-        """POST `body` as JSON to `path`."""
+    async def post(self, path: str, body: object, *, timeout_s: float | None = None) -> tuple[int, bytes]:
+        """POST `body` as JSON to `path`; `timeout_s` is for an answer that may take longer than usual."""
         ...
 
 
@@ -93,6 +97,10 @@ class Engine(Protocol):
 
     def model_name(self, profile: Profile) -> str:
         """Return the name that requests must give for the model."""
+        ...
+
+    def can_sleep(self, profile: Profile) -> bool:
+        """Whether a server of `profile` can be put to sleep (`backends.engines.sleeping`): it needs a socket then."""
         ...
 
     def plan(self, profile: Profile, placement: Placement) -> Plan:

@@ -39,13 +39,21 @@ class _Line:
 class EngineHttp:
     """GET and POST to the engine at `base_url` (without `/v1`); an implementation of `backends.engines.base.HttpGet`.
 
-    Each request has `connect_s` to connect and `read_s` for the whole answer. Close it, or use it in `async with`.
+    Each request has `connect_s` to connect and `read_s` for the whole answer. With `uds` it is asked on that Unix
+    socket, whatever the URL's host and port. Close it, or use it in `async with`.
     """
 
     def __init__(
-        self, base_url: str, api_key: str | None = None, *, connect_s: float = 1.0, read_s: float = 5.0
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        uds: str | None = None,
+        connect_s: float = 1.0,
+        read_s: float = 5.0,
     ) -> None:
         self._base_url = base_url.rstrip("/")
+        self._uds = uds
         self._api_key = api_key
         self._connect_s = connect_s
         self._read_s = read_s
@@ -55,9 +63,13 @@ class EngineHttp:
         """GET `path` and return status and body; raises OSError, in one line, where no whole answer comes."""
         return await self._ask("GET", path, None)
 
-    async def post(self, path: str, body: object) -> tuple[int, bytes]:
-        """POST `body` as JSON (no body where it is None) to `path`; otherwise as `get`."""
-        return await self._ask("POST", path, body)
+    async def post(self, path: str, body: object, *, timeout_s: float | None = None) -> tuple[int, bytes]:
+        """POST `body` as JSON (no body where it is None) to `path`; otherwise as `get`.
+
+        `timeout_s` replaces `read_s` for an answer that may take longer, on a connection of its own: it must not fail
+        because the engine has just closed one that was kept.
+        """
+        return await self._ask("POST", path, body, timeout_s)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -73,22 +85,23 @@ class EngineHttp:
     ) -> None:
         await self.aclose()
 
-    async def _ask(self, method: str, path: str, body: object) -> tuple[int, bytes]:
+    async def _ask(self, method: str, path: str, body: object, timeout_s: float | None = None) -> tuple[int, bytes]:
         url = self._base_url + path
+        read_s = self._read_s if timeout_s is None else timeout_s
         try:
             request = self._request(method, f"{path}{'&' if '?' in path else '?'}{SCRAPE_MARK}", body)
-            if (line := self._kept()) is not None:
+            if timeout_s is None and (line := self._kept()) is not None:
                 try:
-                    return await self._exchange(line.reader, line.writer, request)
+                    return await self._exchange(line.reader, line.writer, request, read_s)
                 except (NoAnswerError, ConnectionError):
                     # The engine may have closed it just now; what may change something is not asked twice.
                     if method != "GET":
                         raise
-            return await self._exchange(*await self._connected(), request)
+            return await self._exchange(*await self._connected(), request, read_s)
         except TimeoutError as error:
-            raise TimeoutError(f"{url} did not answer within {self._read_s:g} s") from error
+            raise TimeoutError(f"{url} did not answer within {read_s:g} s") from error
         except _NobodyError as error:
-            raise ConnectionError(f"nothing answers at {self._base_url}") from error
+            raise ConnectionError(f"nothing answers at {self._uds or self._base_url}") from error
         except BodyTooLongError as error:
             raise OSError(f"{url} answers with more than {MAX_BODY_BYTES >> 20} MB") from error
         except (OSError, ValueError) as error:
@@ -130,17 +143,21 @@ class EngineHttp:
         port = address.port or (443 if tls else 80)
         try:
             async with asyncio.timeout(self._connect_s):
+                if self._uds is not None:
+                    return await asyncio.open_unix_connection(self._uds)
                 return await asyncio.open_connection(address.hostname, port, ssl=tls or None)
         except TimeoutError:
             raise
         except OSError as error:
             raise _NobodyError from error
 
-    async def _exchange(self, reader: StreamReader, writer: StreamWriter, request: bytes) -> tuple[int, bytes]:
+    async def _exchange(
+        self, reader: StreamReader, writer: StreamWriter, request: bytes, read_s: float
+    ) -> tuple[int, bytes]:
         """Send a request and read the whole answer; the connection is kept or closed, whatever happens."""
         is_open = False
         try:
-            async with asyncio.timeout(self._read_s):
+            async with asyncio.timeout(read_s):
                 writer.write(request)
                 head = await read_head(reader)
                 body, is_open = await read_body(reader, head, MAX_BODY_BYTES)

@@ -35,6 +35,10 @@ class TransformersEngine:
 
         return str(demo_model_dir()) if profile.source == "demo" else profile.model
 
+    def can_sleep(self, profile: Profile) -> bool:
+        """Return False: it is stopped and started instead."""
+        return False
+
     def plan(self, profile: Profile, placement: Placement) -> Plan:
         """Return the commands and environment that serve `profile`; raises ProfileError where it is not installed."""
         from backends.demo.model import build_argv

@@ -33,10 +33,18 @@ class VllmEngine:
         """Return the name that requests give."""
         return profile.served_name
 
+    def can_sleep(self, profile: Profile) -> bool:
+        """Whether the profile asks for it; it never does for the CPU."""
+        return profile.sleep
+
     def plan(self, profile: Profile, placement: Placement) -> Plan:
-        """Return the commands and environment that serve `profile`; raises ProfileError where vLLM is not found."""
+        """Return the commands and environment that serve `profile`; raises ProfileError where vLLM is not found.
+
+        What puts it to sleep, and runs code in it, is open to whoever reaches it: so it is there on a socket only.
+        """
         from backends.demo.model import build_argv, demo_model_dir
         from profiles.schema import args_to_argv
+        from profiles.sleeping import DEV_MODE, SLEEP_FLAG
 
         python = find_python("vllm", "vllm", profile.python, placement.environ, REMEDY)
         steps = []
@@ -44,19 +52,20 @@ class VllmEngine:
         if profile.source == "demo":
             steps.append(Step("prepare", build_argv(python)))
             model = str(demo_model_dir())
-        elif profile.share and profile.source == "hub":
+        elif (profile.share or profile.sleep) and profile.source == "hub":
             steps.append(Step("download", (python, str(DOWNLOAD), model, *_where_to(profile.args))))
         serve = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-        serve += [
-            "--served-model-name",
-            self.model_name(profile),
-            "--host",
-            profile.host,
-            "--port",
-            str(placement.port),
-        ]
+        serve += ["--served-model-name", self.model_name(profile)]
+        environ = source_environ(profile)
+        if placement.uds is not None:
+            serve += ["--uds", placement.uds]
+        else:
+            serve += ["--host", profile.host, "--port", str(placement.port)]
+        if placement.uds is not None and self.can_sleep(profile):
+            serve += args_to_argv({SLEEP_FLAG: True})
+            environ |= {DEV_MODE: "1"}
         steps.append(Step("boot", (*serve, *args_to_argv(profile.args))))
-        return Plan(tuple(steps), source_environ(profile))
+        return Plan(tuple(steps), environ)
 
     def mark(self, line: str) -> StageMark | None:
         """Return what a line of vLLM's log says of the start's progress."""

@@ -186,7 +186,7 @@ class Played:
         status, body = self.answers[name]
         return status, body.encode() if isinstance(body, str) else json.dumps(body).encode()
 
-    async def post(self, path: str, body: object) -> tuple[int, bytes]:
+    async def post(self, path: str, body: object, *, timeout_s: float | None = None) -> tuple[int, bytes]:
         return 404, b""
 
 
