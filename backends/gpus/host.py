@@ -25,11 +25,7 @@ class HostReader:
 
     def read(self) -> Host:
         """Return the host at this moment."""
-        memory = psutil.virtual_memory()
-        total, available = memory.total, memory.available
-        for limit, used in self._memory_limits():
-            total = min(total, limit)
-            available = min(available, max(0, limit - used))
+        total, available = self.memory()
         return Host(
             hostname=socket.gethostname(),
             cpu_count=psutil.cpu_count() or 1,
@@ -38,6 +34,15 @@ class HostReader:
             memory_total_bytes=total,
             memory_available_bytes=available,
         )
+
+    def memory(self) -> tuple[int, int]:
+        """Return the bytes of memory that there are, and those to be had."""
+        memory = psutil.virtual_memory()
+        total, available = memory.total, memory.available
+        for limit, used in self._memory_limits():
+            total = min(total, limit)
+            available = min(available, max(0, limit - used))
+        return total, available
 
     def _cpu_utilization(self) -> float | Missing:
         percent = psutil.cpu_percent(interval=None)

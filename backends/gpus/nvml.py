@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import pynvml
 
 from backends.gpus.nvml_figures import (
     DRIVER_IS_GONE,
+    NO_MEMORY_FIGURE,
     NOT_SUPPORTED,
     ecc_errors,
     figure,
@@ -25,7 +26,7 @@ from backends.gpus.nvml_figures import (
     reason_of,
     throttling,
 )
-from backends.gpus.sampler import GpuReading
+from backends.gpus.sampler import GpuReading, MemoryNow
 from backends.gpus.xids import WatchEndedError, XidWatch
 from backends.snapshots import EccErrors, Gpu, Missing
 
@@ -97,6 +98,24 @@ class Nvml:
         reason = self._closed_because
         known = sorted(self._known.values(), key=lambda gpu: gpu.index)
         return GpuReading(tuple(_unreadable(gpu, reason) for gpu in known), None if known else reason)
+
+    def memory(self, uuids: Sequence[str]) -> dict[str, MemoryNow | Missing]:
+        """Return what is used and free of GPUs now, by UUID, as `read` does: some tens of microseconds each.
+
+        Other than the rest, any thread may call it at any time; before the first reading all is Missing.
+        """
+        found: dict[str, MemoryNow | Missing] = {}
+        for uuid in uuids:
+            try:
+                _, used, free = memory(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+            except pynvml.NVMLError as error:
+                found[uuid] = Missing(reason_of(error))
+                continue
+            if isinstance(used, Missing) or isinstance(free, Missing):
+                found[uuid] = used if isinstance(used, Missing) else Missing(NO_MEMORY_FIGURE)
+            else:
+                found[uuid] = MemoryNow(used, free)
+        return found
 
     def persistence(self) -> dict[str, bool | Missing]:
         """Tell by UUID whether persistence mode is on, for the GPUs that were read so far."""

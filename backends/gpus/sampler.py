@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from backends.gpus.host import HostReader
-from backends.snapshots import Box, Gpu
+from backends.snapshots import Box, Gpu, Missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,23 @@ class GpuReading:
     cuda_version: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryNow:
+    """A GPU's memory at one moment: what is in use, and what is free beside what the driver keeps for itself."""
+
+    used_bytes: int
+    free_bytes: int
+
+
 class GpuReader(Protocol):
-    """Where readings of GPUs come from; `read` may block, and never raises for what the driver answers."""
+    """Where readings of GPUs come from; they may block, and never raise for what the driver answers."""
 
     def read(self) -> GpuReading:
         """Read all GPUs now."""
+        ...
+
+    def memory(self, uuids: Sequence[str]) -> dict[str, MemoryNow | Missing]:
+        """Read nothing but the memory of GPUs, by UUID; at any time, in any thread."""
         ...
 
 
@@ -48,3 +60,11 @@ class BoxSampler:
             driver_version=reading.driver_version,
             cuda_version=reading.cuda_version,
         )
+
+    def memory(self, uuids: Sequence[str]) -> dict[str, MemoryNow | Missing]:
+        """Return nothing but the memory of GPUs, by UUID; any thread may call it at any time."""
+        return self._gpus.memory(uuids)
+
+    def host_available_bytes(self) -> int:
+        """Return how much of the host's memory is to be had; any thread may call it at any time."""
+        return self._host.memory()[1]

@@ -135,7 +135,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     hub, series = Hub(), SeriesStore()
     nvml = Nvml(watches_xids=True)
     sampler = BoxSampler(nvml, HostReader())
-    box = BoxWatch(sampler.sample, hub, series, lambda: servers.grants(), lambda: servers.roots())
+    box = BoxWatch(sampler.sample, hub, series, lambda: servers.grants(), lambda: servers.roots(), sampler)
     history = History(Records(paths.records_path()))
     servers = Servers(Surroundings(hub, series, box, Ledger(), history, lambda: servers.taken_ports()))
     foreign = ForeignServers(hub, series, box.box, servers.roots, lambda: [one.name for one in servers.snapshots()])

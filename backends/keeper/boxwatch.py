@@ -12,6 +12,7 @@ from pathlib import Path
 
 from backends import paths
 from backends.gpus.ownership import Origins, attributed
+from backends.gpus.sampler import BoxSampler, MemoryNow
 from backends.gpus.xids import meaning
 from backends.keeper.events import Hub
 from backends.metrics.series import SeriesStore, gpu_figures
@@ -35,7 +36,10 @@ SLACK_BYTES = 512 << 20
 
 
 class BoxWatch:
-    """Samples in a thread, since NVML blocks; `grants` and `roots` tell who holds a GPU, and the servers' shims."""
+    """Samples in a thread, since NVML blocks; `grants` and `roots` tell who holds a GPU, and the servers' shims.
+
+    `sampler` is asked for what is wanted at once.
+    """
 
     def __init__(
         self,
@@ -44,12 +48,14 @@ class BoxWatch:
         series: SeriesStore,
         grants: Callable[[], Grants],
         roots: Callable[[], Mapping[int, str]],
+        sampler: BoxSampler | None = None,
     ) -> None:
         self._sample = sample
         self._hub = hub
         self._series = series
         self._grants = grants
         self._roots = roots
+        self._sampler = sampler
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._newest: Box | None = None
@@ -71,6 +77,23 @@ class BoxWatch:
             self._newest = _with_grants(read, self._grants())
             self._read_at = asyncio.get_running_loop().time()
             return self._newest
+
+    async def memory_now(self, uuids: Sequence[str]) -> dict[str, MemoryNow | Missing]:
+        """Return what is used and free of GPUs at this moment, by UUID: a reading of nothing else, a millisecond's."""
+        if self._sampler is None:
+            return dict.fromkeys(uuids, Missing("nobody reads it here"))
+        return await asyncio.to_thread(self._sampler.memory, uuids)
+
+    async def free_bytes(self, uuids: Sequence[str]) -> dict[str, int | Missing]:
+        """Return what is free of GPUs at this moment, by UUID, as `memory_now` does."""
+        read = await self.memory_now(uuids)
+        return {uuid: one if isinstance(one, Missing) else one.free_bytes for uuid, one in read.items()}
+
+    async def host_available_bytes(self) -> int | Missing:
+        """Return how much of the host's memory is to be had at this moment."""
+        if self._sampler is None:
+            return Missing("nobody reads it here")
+        return await asyncio.to_thread(self._sampler.host_available_bytes)
 
     async def orphans(self) -> tuple[Orphan, ...]:
         """Return what servers of ours have left behind, and tell of those that were not there before."""
