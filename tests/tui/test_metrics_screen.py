@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from textual.pilot import Pilot
@@ -17,7 +18,7 @@ from backends.snapshots import Event, Metrics, Missing, Series, Server, ServerSt
 from tui.app import GpuboxApp
 from tui.explain import EXPLANATIONS
 from tui.screens.explain import ExplainScreen
-from tui.screens.metrics import MetricsScreen
+from tui.screens.metrics import MOST_AT_ONCE, MetricsScreen
 from tui.widgets.metric_chart import MetricChart
 from tui.widgets.metric_readings import METRICS
 
@@ -248,6 +249,37 @@ async def test_an_engine_that_tells_nothing_has_its_gpus_and_says_so() -> None:
         screen = await opened(pilot)
         await screen.until(lambda: "no figures: transformers tells" in screen.said("#head"), "why")
         await screen.until(lambda: set(screen.tiles) == set(MACHINE[:3]), "its GPUs alone")
+
+
+async def test_an_hour_of_everything_is_drawn_in_parts_so_that_keys_come_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ats = tuple(NOW - 3600 + second for second in range(3600))
+    names = [chart.series for metric in METRICS for chart in metric.charts]
+    hour = Series(ats, dict.fromkeys(names, (1.0,) * 3600))
+    at_once: list[int] = []
+    lay_out = MetricsScreen._lay_out
+
+    def noting(screen: MetricsScreen, *given: Any) -> None:
+        before = screen._summed
+        lay_out(screen, *given)
+        at_once.append(screen._summed - before)
+
+    async def series(_: str) -> Series:
+        return hour
+
+    monkeypatch.setattr(MetricsScreen, "_lay_out", noting)
+    keeper = StillKeeper(servers()[0])
+    monkeypatch.setattr(keeper, "server_series", series)
+    app = GpuboxApp(keeper, clock=lambda: NOW)
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("m", "m")
+        await screen.until(lambda: "last 60 min" in screen.said("#head"), "the hour")
+        await screen.until(lambda: sum(at_once) >= 2 * 21 * 3600, "both windows of every figure")
+        assert max(at_once) <= MOST_AT_ONCE + 4 * 3600
+        await pilot.pause()
+        assert all(screen.tile(metric.title) for metric in METRICS)
 
 
 async def test_one_request_is_told_as_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from math import ceil
@@ -36,6 +37,8 @@ TILE_CELLS = 38
 GAP = 2
 MOST_COLUMNS = 5
 TILE_LINES = (3, 15)
+MOST_AT_ONCE = 8_000
+"""Points of a history that are summed up before the loop takes a turn: some milliseconds' work."""
 EDGE_TOOLTIP = "Read all figures at a moment; esc returns to now"
 MARK_TOOLTIP = "Go to what happened before or after"
 CHART_TOOLTIP = "Choose a chart"
@@ -161,6 +164,7 @@ class MetricsScreen(GpuboxScreen):
         if cursor is None:
             self._cursor_at = None
         marks = placed(self._marks, axis)
+        summed = self._summed
         for place, chart in enumerate(charts):
             row, column = divmod(place, columns)
             which = column * rows + row
@@ -172,6 +176,10 @@ class MetricsScreen(GpuboxScreen):
             chart.show(drawn(one, self._histories[one.source], axis, tuple(marks), cursor, chosen=chosen))
             if chosen and rows * lines > height:
                 chart.scroll_visible(animate=False)
+            if self._summed - summed > MOST_AT_ONCE:
+                # A window's first drawing sums up an hour for each figure: the other charts follow, a turn later each.
+                self.call_later(self._changed)
+                break
         starts = [column * (tile + GAP) for column in range(columns)]
         colours = palette(self.app)
         self.query_one("#times", Static).update(times_line(axis, marks, cursor, starts, colours))
@@ -186,6 +194,10 @@ class MetricsScreen(GpuboxScreen):
         self.query_one("#head", Static).update(head(server, told, now, self.app.size.width - 2, colours))
         self.refresh_bindings()
 
+    @property
+    def _summed(self) -> int:
+        return sum(history.summed for history in self._histories.values())
+
     @work(group="histories", exclusive=True)
     async def _read_histories(self, server: Server) -> None:
         """Ask the keeper for the last hour and what happened in it; without it the charts begin now."""
@@ -194,7 +206,8 @@ class MetricsScreen(GpuboxScreen):
         with suppress(GpuboxError):
             histories["server"].take(await link.server_series(server.name))
         with suppress(GpuboxError):
-            histories["gpus"].take(high_and_low([await link.gpu_series(uuid) for uuid in server.gpus]))
+            parts = [await link.gpu_series(uuid) for uuid in server.gpus]
+            histories["gpus"].take(await asyncio.to_thread(high_and_low, parts))
         with suppress(GpuboxError):
             events = await link.history()
         if histories is self._histories:

@@ -66,6 +66,8 @@ class History:
         self._at: list[float] = []
         self._points: dict[str, list[float | None]] = {}
         self._sums: dict[tuple[str, float, bool], _Sums] = {}
+        self.summed = 0
+        """How many points have been summed up so far: what drawing has cost."""
 
     @property
     def newest_at(self) -> float | None:
@@ -141,6 +143,7 @@ class History:
         end = bisect_left(self._at, axis.now + 1e-6) if self._at and self._at[-1] > axis.now else len(self._at)
         for place in range(sums.done, end):
             sums.see(self._at[place], values[place], step_s, grows=grows)
+        self.summed += max(0, end - sums.done)
         sums.done = max(sums.done, end)
         if len(sums.highs) > 4 * axis.cells * per_cell + 64:
             sums.forget(axis.first * per_cell)
