@@ -226,6 +226,11 @@ class Profile(_Part):
     wake_on_request: bool = False
     prime: bool = False
 
+    @property
+    def shares(self) -> bool:
+        """Whether its server is granted a part of its GPUs, in turn with others that are, instead of all of them."""
+        return self.share or self.sleep
+
     @field_validator("source")
     @classmethod
     def _source_fits_the_model(cls, value: str, info: Info) -> str:

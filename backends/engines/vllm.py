@@ -52,7 +52,7 @@ class VllmEngine:
         if profile.source == "demo":
             steps.append(Step("prepare", build_argv(python)))
             model = str(demo_model_dir())
-        elif (profile.share or profile.sleep) and profile.source == "hub":
+        elif profile.shares and profile.source == "hub":
             steps.append(Step("download", (python, str(DOWNLOAD), model, *_where_to(profile.args))))
         serve = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         serve += ["--served-model-name", self.model_name(profile)]

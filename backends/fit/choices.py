@@ -77,15 +77,15 @@ def fit_here(
     better, room = rooms[count], rooms[count]
     if tuple(wanted) != ("auto",):
         named = tuple(find(gpus, name) for name in wanted)
-        room = gpu_room(named, share=profile.share) if len(named) == count else unknown_room(count)
+        room = gpu_room(named, share=profile.shares) if len(named) == count else unknown_room(count)
     learned = learned_figures(profile, room.name)
     own = estimate(profile, checkpoint, room, learned, environ)
     return with_advice(own, profile, checkpoint, rooms | {count: room}, learned, environ, better)
 
 
 def _freest_room(gpus: Sequence[Gpu], count: int, profile: Profile) -> Room:
-    chosen = freest(gpus, count, share=profile.share)
-    return gpu_room(chosen, share=profile.share) if len(chosen) == count else unknown_room(count)
+    chosen = freest(gpus, count, share=profile.shares)
+    return gpu_room(chosen, share=profile.shares) if len(chosen) == count else unknown_room(count)
 
 
 def learned_figures(profile: Profile, gpu_kind: str) -> StartFigures | None:

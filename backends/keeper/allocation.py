@@ -25,6 +25,8 @@ def choose_gpus(profile: Profile, request: StartRequest, box: Box, fixed_bytes: 
     Raises UsageError, NoSuchGpuError and GpuBusyError as `select` does.
     """
     wanted = request.gpus
+    if wanted == ("cpu",) and profile.sleep:
+        raise UsageError(f"profile {profile.name} sleeps: the CPU build has no sleep mode", "copy it and delete sleep")
     if wanted == ("cpu",) or (wanted is None and profile.gpus == "cpu"):
         return Selection((), "on the CPU")
     if profile.gpus == "cpu":
@@ -38,15 +40,18 @@ def choose_gpus(profile: Profile, request: StartRequest, box: Box, fixed_bytes: 
         needed_fraction=fraction,
         count_why=_count_why(profile),
         memory_why="kv_cache_memory_bytes" if fraction is None else f"gpu_memory_utilization {fraction}",
-        share=profile.share,
+        share=profile.shares,
         visible=request.environ.get("CUDA_VISIBLE_DEVICES"),
         no_gpus=box.no_gpus,
     )
 
 
 def reserved(profile: Profile, gpus: tuple[Gpu, ...], fixed_bytes: int | None) -> dict[str, int | None]:
-    """Return what a start takes of each GPU, in bytes by UUID; None is all of it: a profile that does not share."""
-    if not profile.share:
+    """Return what a start takes of each GPU, in bytes by UUID; None is all of it: a profile that does not share.
+
+    One that sleeps is granted so much while it is awake, and less once its memory is back.
+    """
+    if not profile.shares:
         return {gpu.uuid: None for gpu in gpus}
     fraction = _needed_fraction(profile)
     if fraction is None:

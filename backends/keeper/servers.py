@@ -157,7 +157,7 @@ class Servers:
             warnings=chosen.warnings,
             gpu_used_before=_used(chosen.gpus),
             reserved=reserved(profile, chosen.gpus, fixed_bytes),
-            gated=profile.share and bool(chosen.gpus),
+            gated=profile.shares and bool(chosen.gpus),
             profile_digest=request.profile_digest,
         )
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from backends.engines.base import Placement
+from backends.engines.transformers import TransformersEngine
 from backends.engines.vllm import DOWNLOAD, VllmEngine
-from backends.errors import GpuBusyError, NoSuchGpuError
+from backends.errors import GpuBusyError, NoSuchGpuError, UsageError
 from backends.keeper.allocation import choose_gpus, fixed_need, indices_of, reserved
 from backends.records import Records
 from backends.simulation import SimulatedKeeper
-from backends.snapshots import Box, StartRequest
+from backends.snapshots import Box, Grant, StartRequest
 from profiles.errors import InvalidProfileError
 from profiles.schema import Profile, parse_profile
 
@@ -94,6 +95,59 @@ def test_indices_are_looked_up_by_uuid(box: Box) -> None:
 def test_a_profile_that_shares_says_how_much(data: dict[str, Any]) -> None:
     with pytest.raises(InvalidProfileError, match=r"share.* is for vLLM on GPUs, with its part of the memory said"):
         parse_profile({"name": "p", "model": "a/b", "share": True} | data, "p")
+
+
+def sleeper(**content: Any) -> Profile:
+    return parse_profile({"name": "p", "model": "a/b", "sleep": True, "python": sys.executable} | content, "p")
+
+
+def test_one_that_sleeps_is_granted_its_part_and_fits_where_others_sleep(box: Box) -> None:
+    gpu = replace(box.gpus[0], grants=(), processes=(), memory_used_bytes=0, memory_free_bytes=100 * GIB)
+    assert reserved(sleeper(), (gpu,), None) == {gpu.uuid: 90 * GIB}
+    assert reserved(sleeper(args={"gpu_memory_utilization": 0.5}), (gpu,), None) == {gpu.uuid: 50 * GIB}
+
+    def beside(memory_bytes: int | None) -> Box:
+        other = Grant("other", "me", memory_bytes, ours=True)
+        held = 2 * GIB  # what others' engines leave there while they sleep
+        return replace(
+            box, gpus=(replace(gpu, grants=(other,), memory_used_bytes=held, memory_free_bytes=98 * GIB, processes=()),)
+        )
+
+    request = StartRequest({}, {}, gpus=("0",))
+    assert choose_gpus(sleeper(), request, beside(2 * GIB)).gpus[0].uuid == gpu.uuid
+    with pytest.raises(GpuBusyError, match="not granted yet, the profile wants 90"):
+        choose_gpus(sleeper(), request, beside(90 * GIB))
+    with pytest.raises(GpuBusyError, match="does not share it"):
+        choose_gpus(sleeper(), request, beside(None))
+
+
+def test_one_that_sleeps_is_not_for_the_cpu(box: Box) -> None:
+    with pytest.raises(UsageError, match="the CPU build has no sleep mode"):
+        choose_gpus(sleeper(), StartRequest({}, {}, gpus=("cpu",)), box)
+
+
+def test_an_engine_can_be_put_to_sleep_on_a_socket_of_its_own_alone() -> None:
+    engine, some = VllmEngine(), sleeper(model="/m", args={"max_model_len": 9})
+    plan = engine.plan(some, Placement((0,), 8000, {}, "/run/e.sock"))
+    argv = plan.steps[-1].argv
+    assert argv[argv.index("--uds") + 1] == "/run/e.sock"
+    assert "--enable-sleep-mode" in argv
+    assert not {"--host", "--port"} & set(argv)
+    assert plan.environ["VLLM_SERVER_DEV_MODE"] == "1"
+    open_to_all = engine.plan(some, Placement((0,), 8000, {}))
+    assert "--enable-sleep-mode" not in open_to_all.steps[-1].argv
+    assert open_to_all.environ == {}
+    plain = some.model_copy(update={"sleep": False})
+    behind = engine.plan(plain, Placement((0,), 8000, {}, "/run/e.sock"))
+    assert "--uds" in behind.steps[-1].argv
+    assert behind.environ == {}
+    assert engine.can_sleep(some)
+    assert not engine.can_sleep(plain)
+    assert not TransformersEngine().can_sleep(plain)
+        True,
+        False,
+        False,
+    )
 
 
 def test_a_model_of_the_hub_that_shares_a_gpu_is_downloaded_before_its_turn() -> None:

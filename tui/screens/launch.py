@@ -198,7 +198,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         )
 
     def _why_not(self, gpu: Gpu) -> str | None:
-        return why_not(gpu, share=self._launchable.profile.share)
+        return why_not(gpu, share=self._launchable.profile.shares)
 
     def _chosen(self) -> tuple[str, ...]:
         ticked = tuple(str(gpu.index) for gpu in self._gpus if gpu.uuid in self._ticked)
