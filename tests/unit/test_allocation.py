@@ -144,10 +144,6 @@ def test_an_engine_can_be_put_to_sleep_on_a_socket_of_its_own_alone() -> None:
     assert engine.can_sleep(some)
     assert not engine.can_sleep(plain)
     assert not TransformersEngine().can_sleep(plain)
-        True,
-        False,
-        False,
-    )
 
 
 def test_a_model_of_the_hub_that_shares_a_gpu_is_downloaded_before_its_turn() -> None:
