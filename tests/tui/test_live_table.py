@@ -8,6 +8,7 @@ from textual.app import App, ComposeResult
 from textual.widgets import DataTable
 
 from tui.widgets.live_table import GAP, Column, LiveTable
+from tui.widgets.live_text import LiveText, entitle
 
 COLUMNS = (Column("Name", 6), Column("Number", 6, "right"))
 
@@ -97,3 +98,19 @@ async def test_select_moves_only_to_rows_that_are_there(app: TableApp) -> None:
         assert table.cursor_key == "b"
         table.select("nobody")
         assert table.cursor_key == "b"
+
+
+class Titled(App[None]):
+    def compose(self) -> ComposeResult:
+        yield LiveText(id="panel")
+
+
+async def test_a_title_that_stays_the_same_draws_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Titled()
+    async with app.run_test():
+        panel = app.query_one("#panel", LiveText)
+        drawn: list[object] = []
+        monkeypatch.setattr(panel, "refresh", lambda *args, **options: drawn.append(args))
+        for title in ("GPU 0", "GPU 0", "GPU 1"):
+            entitle(panel, title)
+    assert (panel.border_title, len(drawn)) == ("GPU 1", 2)

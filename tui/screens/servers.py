@@ -21,7 +21,7 @@ from tui.actions import ENDING
 from tui.launching import LaunchIntent
 from tui.screens.base import DETAILS_TOOLTIP, WIDE_CELLS, GpuboxScreen
 from tui.themes import Palette, palette
-from tui.widgets.live_text import LiveText, can_scroll
+from tui.widgets.live_text import LiveText, can_scroll, entitle
 from tui.widgets.profile_table import ProfileRow, ProfileTable
 from tui.widgets.server_details import profile_details, server_details
 from tui.widgets.server_log import ServerLogTail
@@ -37,7 +37,7 @@ WALL_CELLS, WALL_LINES = 160, 40
 
 FILES_EVERY_S = 5.0
 HISTORY_EVERY_S = 5.0
-NO_SERVERS = "No server yet. Choose a profile below; Enter starts it."
+NO_SERVERS = "No server yet. Choose a profile below; {key} starts it."
 NO_PROFILES = "No profile yet: gpubox profiles new NAME, or gpubox profiles import 'vllm serve …'"
 STOP_TOOLTIP = "Drain and stop it, asks if somebody may use it; again: kill it"
 
@@ -74,7 +74,7 @@ class ServersScreen(GpuboxScreen):
         """Make the parts."""
         with Vertical(id="servers", classes="panel"):
             yield ServerTable()
-            yield Static(NO_SERVERS, id="no-servers", markup=False)
+            yield Static(NO_SERVERS.format(key=self.key_of("profile.launch")), id="no-servers", markup=False)
         yield ServerLogTail(id="tail")
         with VerticalScroll(id="details", classes="panel", can_focus=False):
             yield LiveText(id="about", wraps=True)
@@ -139,7 +139,7 @@ class ServersScreen(GpuboxScreen):
             profiles.focus()
         self.set_class(not self._profiles, "-no-profiles")
         live = sum(one.is_live for one in snapshot.servers)
-        self.query_one("#servers").border_title = f"Servers · {live} live" if live else "Servers"
+        entitle(self.query_one("#servers"), f"Servers · {live} live" if live else "Servers")
         profiles.follow(self._profiles, DETAILS_CELLS - 3 if self._is_wall else width)
         room = DETAILS_CELLS if beside or self._is_wall else whole
         self._show_details(server, room - 3, palette(self.app))
@@ -153,22 +153,23 @@ class ServersScreen(GpuboxScreen):
         profile = self._profile()
         panel, about = self.query_one("#details"), self.query_one("#about", LiveText)
         if isinstance(self.focused, ProfileTable) and profile is not None:
-            panel.border_title = profile.name
+            entitle(panel, profile.name)
             about.show(profile_details(profile, width, colours))
         elif server is not None:
-            panel.border_title = server.name
+            entitle(panel, server.name)
             is_changed = self._is_changed(server)
-            about.show(server_details(server, self.gpubox.now(), width, colours, changed=is_changed))
+            fix = self.key_of("server.fix")
+            about.show(server_details(server, self.gpubox.now(), width, colours, changed=is_changed, fix_key=fix))
         else:
-            panel.border_title = ""
+            entitle(panel, "")
             about.show(Text("Tab moves between servers and profiles.", style=colours.dim))
 
     def _show_wall(self, server: Server | None) -> None:
         """Show log and figures of `server`; None reads and draws nothing."""
         tail, strip = self.query_one(ServerLogTail), self.query_one(ServerStrip)
         if server is not None:
-            tail.border_title = f"Log of {server.name} · l opens it"
-            strip.border_title = f"{server.name} · m shows more"
+            entitle(tail, f"Log of {server.name} · {self.key_of('server.logs')} opens it")
+            entitle(strip, f"{server.name} · {self.key_of('server.metrics')} shows more")
         tail.follow(server.log_path if server else None)
         strip.follow(server)
         if strip.lacks_history and self._asked_for != strip.server:

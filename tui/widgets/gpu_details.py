@@ -16,7 +16,7 @@ from tui.widgets.bars import faded, history
 from tui.widgets.gpu_balance import Balance, balance_text
 from tui.widgets.gpu_health import all_well, health_lines
 from tui.widgets.gpu_table import memory_ratio
-from tui.widgets.live_text import LiveText
+from tui.widgets.live_text import LiveText, entitle
 from tui.widgets.share_bar import owner_colour, share_lines
 
 READINGS = (
@@ -82,9 +82,16 @@ class GpuDetails(VerticalScroll):
         facts = gpu_facts(gpu, servers, width, colours, more=more, tight=self.size.height < TIGHT)
         self.query_one("#gpu-facts", LiveText).show(facts)
         hidden = facts.plain.count("\n") + 1 - self.size.height
-        rest = f" · {hidden} more: ^↓" if hidden > 0 else f" · {gpu.uuid}" if width >= WITH_UUID else ""
-        self.border_title = f"GPU {gpu.index} · {gpu.name}{rest}"
+        rest = f" · {hidden} more: {self._down}" if hidden > 0 else f" · {gpu.uuid}" if width >= WITH_UUID else ""
+        entitle(self, f"GPU {gpu.index} · {gpu.name}{rest}")
         self._draw(gpu, width, facts.plain.count("\n") + 1, colours)
+
+    @property
+    def _down(self) -> str:
+        # Not above: the first picture needs no catalogue of keys.
+        from tui.keymap import key_of
+
+        return key_of(self.app, "details.down")
 
     def on_resize(self) -> None:
         """Draw anew for the room there is now."""

@@ -28,6 +28,12 @@ class LiveText(Static):
             self.update(text, layout=self._wraps or not same_lines)
 
 
+def entitle(panel: Widget, title: str) -> None:
+    """Give a panel its title: Textual draws all of the panel anew for one, also for the one that it has."""
+    if panel.border_title != title:
+        panel.border_title = title
+
+
 def can_scroll(panel: Widget, lines: object) -> bool:
     """Whether a panel hides something below (`lines` > 0) or above what it shows."""
     at = min(panel.scroll_y, panel.max_scroll_y)
