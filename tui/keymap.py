@@ -7,7 +7,7 @@ screen on one key, or hide a key that works everywhere, is refused, told, and th
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from tui.app import GpuboxApp
 
 MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
+
+KeyNames = Callable[[str], str]
+"""Names the key of the binding with an id, for a text: `key_of` of an app."""
 
 KeysOf = Mapping[str, tuple[str, ...]]
 """By a binding's id: its keys as Textual names them."""
@@ -73,12 +76,17 @@ def key_of(app: App[Any], name: str, *, typing: bool = False) -> str:
     Of several the first one; with `typing` the first that works in a text field, too, where there is one. Raises
     KeyError where no binding has that id.
     """
-    usual = _bindings_named(name)
-    given = cast("GpuboxApp", app).keymap.get(name)
-    keys = [one.key for one in usual] if given is None else given.split(",")
+    keys = live_keys(app, name)
     if typing:
-        return _spoken(next((key for key in keys if not _is_typed(key)), keys[0]))
-    return _spoken((usual[0].key_display if given is None else None) or keys[0])
+        return spoken(next((key for key in keys if not _is_typed(key)), keys[0]))
+    display = _bindings_named(name)[0].key_display
+    return spoken(display if display and name not in cast("GpuboxApp", app).keymap else keys[0])
+
+
+def live_keys(app: App[Any], name: str) -> tuple[str, ...]:
+    """Return the keys of the binding with this id as Textual names them, as they are mapped now; raises KeyError."""
+    given = cast("GpuboxApp", app).keymap.get(name)
+    return tuple(one.key for one in _bindings_named(name)) if given is None else tuple(given.split(","))
 
 
 def _is_typed(key: str) -> bool:
@@ -87,7 +95,8 @@ def _is_typed(key: str) -> bool:
     return character is not None and character.isprintable()
 
 
-def _spoken(key: str) -> str:
+def spoken(key: str) -> str:
+    """Return a key as a text names it."""
     *modifiers, last = [key] if len(key) == 1 else key.split("+")
     shown = "enter" if last == "enter" else format_key(last)
     if modifiers or len(shown) > 1:

@@ -11,10 +11,12 @@ from dataclasses import replace
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from backends.settings import Settings
 from backends.simulation import SimulatedKeeper
 from backends.snapshots import Connection, ModelKind, Server, ServerState, Snapshot, SnapshotUpdate, Update
 from tests.unit.chat_engine import FakeEngine, Request, Script, Wire, piece, usage
 from tui.app import GpuboxApp
+from tui.keymap import KeysOf
 from tui.widgets.chat_exchange import ExchangeView
 from tui.widgets.chat_input import ChatInput
 
@@ -111,12 +113,16 @@ class Chat:
 
 @asynccontextmanager
 async def chatting(
-    script: Script, *servers: Server, size: tuple[int, int] = (80, 24), engines: dict[str, FakeEngine] | None = None
+    script: Script,
+    *servers: Server,
+    size: tuple[int, int] = (80, 24),
+    engines: dict[str, FakeEngine] | None = None,
+    keys: KeysOf | None = None,
 ) -> AsyncIterator[Chat]:
     with FakeEngine() as engine:
         engine.script = script
         keeper = Keeper(engines or {}, engine, *(servers or (a_server(),)))
-        app = GpuboxApp(keeper, clock=lambda: NOW)
+        app = GpuboxApp(keeper, clock=lambda: NOW, settings=Settings(keys=dict(keys or {})))
         async with app.run_test(size=size) as pilot:
             chat = Chat(pilot, engine, keeper)
             await chat.until(lambda: app.snapshot is not None, "the first snapshot")

@@ -11,7 +11,7 @@ from tests.tui.chat_stage import Chat, Gate, a_server, chatting, end, greet, say
 from tests.tui.link import shown
 from tests.unit.chat_engine import FakeEngine, Request, Wire
 from tui.screens.chat import ChatScreen
-from tui.screens.chat_sheets import ServerScreen
+from tui.screens.chooser import ChooserScreen
 from tui.screens.compare import CompareScreen
 from tui.widgets.chat_exchange import ExchangeView
 
@@ -87,7 +87,7 @@ async def test_the_second_server_is_chosen_and_the_first_is_the_selected_one(sec
     servers = [a_server("a"), a_server("b"), a_server("c"), a_server("e", kind=ModelKind.EMBEDDING)]
     async with chatting(greet, *servers, engines={"c": second}) as chat:
         await chat.press("escape", "c")
-        await chat.until(lambda: isinstance(chat.app.screen, ServerScreen), "the choice")
+        await chat.until(lambda: isinstance(chat.app.screen, ChooserScreen), "the choice")
         assert "e  ready" not in shown(chat.pilot)
         await chat.press("j", "enter")
         await chat.until(lambda: isinstance(chat.app.screen, CompareScreen), "the comparison")

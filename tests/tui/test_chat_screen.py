@@ -308,3 +308,30 @@ async def test_f_keys_show_modes_while_a_question_is_written(key: str, mode: str
         await chat.press("f4")
         await chat.until(lambda: chat.app.focused is chat.field, "the field")
         assert chat.field.text == "half"
+
+
+async def test_what_was_asked_before_comes_back_and_what_is_half_written_is_kept() -> None:
+    async with chatting(greet) as chat:
+        await chat.answered("one", 1)
+        await chat.answered("two", 2)
+        await chat.press(*"half", "up", "up")
+        assert chat.field.text == "one"
+        await chat.press("down", "down")
+        assert chat.field.text == "half"
+        await chat.press("up", "up", "ctrl+n")
+        await chat.until(lambda: not chat.views, "a new chat")
+        await chat.press("down", "up")
+        assert chat.field.text == "", "nothing was asked in this one"
+
+
+async def test_keys_of_the_field_can_be_remapped_and_texts_name_them() -> None:
+    keys = {"question.send": ("ctrl+s",), "question.line": ("f9",), "mode.servers": ("0",)}
+    async with chatting(greet, a_server(), keys=keys) as chat:
+        assert "Ctrl+S sends · F9 new line" in str(chat.field.placeholder)
+        await chat.press(*"one", "enter", *"two", "f9", *"three")
+        assert (chat.field.text, chat.views) == ("one\ntwo\nthree", [])
+        await chat.press("ctrl+s")
+        await chat.until(lambda: len(chat.views) == 1 and "TTFT" in chat.foot, "the answer")
+        assert chat.messages() == ["one\ntwo\nthree"]
+        chat.keeper.tell(a_server(state=ServerState.STOPPED))
+        await chat.until(lambda: "press 0 to start it" in chat.said("#state"), "the key that was given")

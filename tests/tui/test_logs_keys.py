@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.tui.logs_stage import NOW, STAMP, StillKeeper, a_server, alive, opened, write
 from tui.app import GpuboxApp
+from tui.screens.chooser import ChooserScreen
 from tui.screens.logs import LogsScreen
-from tui.widgets.log_chooser import LogChooser
 
 LINES = [
     "(APIServer pid=1) INFO 11-21 12:00:00 [a.py:1] begins",
@@ -42,7 +42,7 @@ async def test_levels_and_processes_are_chosen_by_keys_and_escape_shows_all_agai
         await pilot.press("v", "v")
         await screen.until(lambda: "No line of CRITICAL so far" in screen.said("#empty"), "none so bad")
         await pilot.press("v", "p")
-        assert isinstance(app.screen, LogChooser)
+        assert isinstance(app.screen, ChooserScreen)
         await pilot.press("space", "enter")
         await screen.until(lambda: "APIServer  80 of 200 lines" in screen.said("#head"), "one process only")
         await pilot.press("escape")

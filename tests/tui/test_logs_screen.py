@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input
 
-from backends.snapshots import ServerState
+from backends.processes.logs import LogStart, log_starts
+from backends.settings import Settings
+from backends.snapshots import Foreign, ServerState
 from backends.starts import Stage
 from tests.tui.logs_stage import NOW, STAMP, StillKeeper, a_server, opened, write
 from tui.app import GpuboxApp
@@ -253,3 +255,46 @@ async def test_the_reading_thread_ends_with_the_app(tmp_path: Path) -> None:
     while any("ending" in thread.name for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+async def test_starts_that_are_found_late_belong_to_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "demo-20261121-123000.log"
+    write(log, 0, 10)
+    looking, go_on = threading.Event(), threading.Event()
+
+    def slowly(folder: Path, name: str) -> list[LogStart]:
+        looking.set()
+        assert go_on.wait(20)
+        return log_starts(folder, name)
+
+    by_hand = replace(a_server("vllm-8000", None), foreign=Foreign(4711, 1, "alice", "vllm serve m"))
+    monkeypatch.setattr("tui.screens.logs.log_starts", slowly)
+    app = GpuboxApp(StillKeeper(tmp_path, a_server("demo", log), by_hand))
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await screen.until(looking.is_set, "the look for starts")
+        await pilot.press("right_square_bracket")
+        await screen.until(lambda: "not started by gpubox" in screen.said("#empty"), "nothing to be read")
+        go_on.set()
+        await app.workers.wait_for_complete([one for one in app.workers if one.group == "starts"])
+        await pilot.pause()
+        assert "not started by gpubox" in screen.said("#empty")
+        assert not screen.view.paths
+
+
+async def test_texts_name_the_keys_that_were_given(tmp_path: Path) -> None:
+    log = tmp_path / "demo-20261121-123000.log"
+    write(log, 0, 100)
+    settings = Settings(keys={"log.follow": ("f9",), "logs.end_search": ("f8",)})
+    app = GpuboxApp(StillKeeper(tmp_path, a_server("demo", log)), settings=settings)
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await screen.until_last("line 99")
+        await pilot.press("up")
+        await screen.until(lambda: "paused · F9 to follow" in screen.said("#foot"), "the key to follow")
+        await pilot.press("slash")
+        assert app.screen.query_one(Input).placeholder.endswith("Enter · F8")
+        await pilot.press("f8", "f9")
+        assert screen.view.following

@@ -19,8 +19,7 @@ from backends.readonly import refusal
 from backends.snapshots import ModelKind, Server
 from tui.format import plural
 from tui.screens.chat_listed import ListedScreen
-from tui.themes import palette
-from tui.widgets.chat_head import ANSWERS, why_not
+from tui.widgets.chat_head import can_ask
 from tui.widgets.chat_input import ChatInput
 
 BEFORE_TOOLTIP = "Choose the question before, to edit it or to ask it again"
@@ -94,7 +93,7 @@ class ChatScreen(ListedScreen):
         except GpuboxError as problem:
             self.gpubox.complain(problem)
             return False
-        if why_not(server, palette(self.app)) is not None or conversation.is_answering:
+        if not can_ask(server) or conversation.is_answering:
             self.app.bell()
             return False
         image, edited = conversation.image, conversation.edited
@@ -176,7 +175,7 @@ class ChatScreen(ListedScreen):
         exchanges = conversation.exchanges if conversation is not None else []
         question = self.query_one(ChatInput) if self.is_mounted else None
         last = exchanges[-1] if exchanges else None
-        can_ask = self.is_mounted and self.server is not None and self.server.state in ANSWERS
+        is_ready = self.is_mounted and can_ask(self.server)
         if conversation is None or question is None:
             return action not in OWN and super().check_action(action, parameters)
         at = len(exchanges) if self._marked is None else self._marked
@@ -191,10 +190,10 @@ class ChatScreen(ListedScreen):
             "begin_anew": bool(exchanges),
             "chats": bool(exchanges) or len(self.conversations.all(conversation.server)) > 1,
             "mark": 0 <= at + (1 if parameters == (1,) else -1) < len(exchanges),
-            "again": last is not None and not last.is_open and can_ask,
+            "again": last is not None and not last.is_open and is_ready,
             "turn_over": last is not None and self._can_turn(parameters == (1,)),
             "save": bool(exchanges),
-            "compare": len(self.askable()) > 1 and can_ask,
+            "compare": len(self.askable()) > 1 and is_ready,
             "thoughts": any(exchange.reasoning for exchange in exchanges),
             "copy": any(exchange.text for exchange in exchanges),
             "scroll": bool(exchanges),
@@ -210,7 +209,7 @@ class ChatScreen(ListedScreen):
     def askable(self) -> list[Server]:
         """Return the servers that can be asked something now."""
         kinds = (ModelKind.EMBEDDING,)
-        return [one for one in self.gpubox.servers if one.state in ANSWERS and one.kind not in kinds]
+        return [one for one in self.gpubox.servers if can_ask(one) and one.kind not in kinds]
 
     def action_stop(self) -> None:
         """Stop the answer that is being written."""

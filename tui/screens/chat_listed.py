@@ -43,7 +43,8 @@ class ListedScreen(TalkScreen):
         elif conversation.exchanges:
             from tui.screens.confirm import ConfirmScreen
 
-            text = f"{plural(len(conversation.exchanges), 'question')} with all answers; s saves a conversation."
+            saves = f"{self._key('chat.save')} saves a conversation."
+            text = f"{plural(len(conversation.exchanges), 'question')} with all answers; {saves}"
             question = ConfirmScreen(f"Delete {conversation.name[:40]}?", text, "Delete")
             self.app.push_screen(question, lambda sure: self._delete(conversation) if sure else None)
         else:

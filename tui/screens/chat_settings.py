@@ -8,35 +8,27 @@ from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Grid, Vertical
-from textual.screen import ModalScreen
+from textual.containers import Grid
 from textual.widgets import Input, Label, Static, TextArea
 
 from backends.chat_settings import SETTINGS, Sampling, changed, written
 from backends.errors import GpuboxError
+from tui.screens.sheet import SheetScreen
 from tui.themes import palette
+from tui.widgets.key_footer import KeyFooter
 
 Settings = tuple[str, Sampling]
 
 
-class ChatSettingsScreen(ModalScreen[Settings | None]):
+class ChatSettingsScreen(SheetScreen[Settings | None]):
     """Give back the system prompt and the settings; nothing is given back while one of them is wrong."""
 
     DEFAULT_CSS = """
     ChatSettingsScreen {
-        align: center middle;
-
         #sheet {
             width: 76;
             max-width: 98%;
-            height: auto;
             max-height: 98%;
-            padding: 0 1;
-            border: round $primary;
-            border-title-color: $primary;
-            border-title-style: bold;
-            border-subtitle-color: $dim;
-            background: $surface;
         }
 
         #system {
@@ -88,9 +80,8 @@ class ChatSettingsScreen(ModalScreen[Settings | None]):
 
     def compose(self) -> ComposeResult:
         """Make the sheet."""
-        with Vertical(id="sheet") as sheet:
-            sheet.border_title = "How it answers"
-            sheet.border_subtitle = "Enter or Ctrl+S takes it · Tab goes on · Esc leaves it"
+        with self.frame("How it answers") as sheet:
+            sheet.border_subtitle = "Tab goes on to the next"
             yield Label("System prompt")
             yield TextArea(self._system, id="system", compact=True, tab_behavior="focus")
             with Grid():
@@ -98,6 +89,7 @@ class ChatSettingsScreen(ModalScreen[Settings | None]):
                     yield Label(name)
                     yield Input(written(self._sampling, name), placeholder="the model's own", id=name, compact=True)
             yield Static(id="about")
+        yield KeyFooter()
 
     def on_mount(self) -> None:
         """Begin where most want to change something."""

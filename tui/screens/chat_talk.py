@@ -15,10 +15,11 @@ from textual.worker import Worker
 from backends.chat_commands import hints
 from backends.chat_conversations import Conversation, Conversations
 from backends.snapshots import Server, Snapshot
+from tui.keymap import key_of, live_keys, spoken
 from tui.screens.base import GpuboxScreen
 from tui.themes import palette
 from tui.widgets.chat_exchange import ExchangeView, pictured
-from tui.widgets.chat_head import head, hint_text, invitation, why_not
+from tui.widgets.chat_head import can_ask, head, hint_text, invitation, why_not
 from tui.widgets.chat_input import ChatInput
 from tui.widgets.chat_list import ConversationList
 from tui.widgets.live_text import LiveText
@@ -28,8 +29,6 @@ FRAME_S = 1 / 10
 LIST_CELLS = 160
 """From this width on the list of conversations stands at the side."""
 
-WRITING = "Ask · Enter sends · Ctrl+J new line · / commands · Esc leaves this field"
-READING = "Press Enter to write"
 NOT_NOW = "Not yet"
 
 
@@ -85,7 +84,7 @@ class TalkScreen(GpuboxScreen):
 
     def on_screen_resume(self) -> None:
         """Go to the field where one can write: whoever comes here wants to ask, and a 'q' must not quit."""
-        if self._was_left and self.gpubox.snapshot is not None and why_not(self.server, palette(self.app)) is None:
+        if self._was_left and self.gpubox.snapshot is not None and can_ask(self.server):
             self.query_one(ChatInput).focus()
 
     def on_screen_suspend(self) -> None:
@@ -179,7 +178,7 @@ class TalkScreen(GpuboxScreen):
         """Say whom one talks to, and whether and how one can ask."""
         server, colours = self.server, palette(self.app)
         conversation, question = self._shown, self.query_one(ChatInput)
-        reason = why_not(server, colours)
+        reason = why_not(server, colours, self._key)
         chats = self.conversations.all(server.name) if server is not None else ()
         said = head(server, conversation, len(chats), self.app.size.width - 2, colours)
         self.query_one("#head", LiveText).show(said)
@@ -190,24 +189,38 @@ class TalkScreen(GpuboxScreen):
             state.show(reason)
         # One who is writing goes on writing: a field that vanished would make commands of what is typed into it.
         question.disabled = reason is not None and not question.has_focus
-        reading = READING if self._marked is None else f"Enter edits question {self._marked + 1} · a writes a new one"
-        question.placeholder = WRITING if question.has_focus else NOT_NOW if reason is not None else reading
+        question.placeholder = NOT_NOW if reason is not None and not question.has_focus else self._keys_of_field()
         is_empty = conversation is None or not conversation.exchanges
         self.query_one("#empty").display = is_empty
         self.query_one("#talks").display = not is_empty
         if is_empty:
-            self.query_one("#empty", LiveText).show(invitation(server, colours))
+            self.query_one("#empty", LiveText).show(invitation(server, colours, self._key))
         if conversation is not None:
-            question.former = [exchange.prompt for exchange in conversation.exchanges]
+            question.remember([exchange.prompt for exchange in conversation.exchanges])
         self._tell_attached(conversation)
         self.refresh_bindings()
+
+    def _key(self, name: str) -> str:
+        return key_of(self.app, name)
+
+    def _keys_of_field(self) -> str:
+        """Say which keys write, send and leave."""
+        if self.query_one(ChatInput).has_focus:
+            ways = f"{self._key('question.send')} sends · {self._key('question.line')} new line · / commands"
+            return f"Ask · {ways} · {self._key('chat.leave')} leaves this field"
+        if self._marked is None:
+            return f"Press {self._key('chat.write')} to write"
+        edits = live_keys(self.app, "chat.edit")
+        writes = [key for key in live_keys(self.app, "chat.write") if key not in edits]
+        anew = f" · {spoken(writes[0])} writes a new one" if writes else ""
+        return f"{self._key('chat.edit')} edits question {self._marked + 1}{anew}"
 
     def _tell_attached(self, conversation: Conversation | None) -> None:
         """Say what the question that is being written goes with."""
         colours, lines = palette(self.app), []
         if conversation is not None and conversation.edited is not None:
-            what = f"✎ question {conversation.edited + 1} anew: Enter asks it in a branch · Esc gives it up"
-            lines.append(Text(what, colours.warn))
+            ways = f"{self._key('question.send')} asks it in a branch · {self._key('chat.give_up')} gives it up"
+            lines.append(Text(f"✎ question {conversation.edited + 1} anew: {ways}", colours.warn))
         if conversation is not None and conversation.image is not None:
             lines.append(Text(f"{pictured(conversation.image)} goes with it · /image takes it back", colours.accent))
         attached = self.query_one("#attached", LiveText)

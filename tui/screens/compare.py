@@ -15,15 +15,14 @@ from backends.chat_conversations import Conversation, Conversations
 from backends.errors import UsageError
 from backends.snapshots import ModelKind, Server, Snapshot
 from tui.format import NOTHING, count, fit, plural
+from tui.keymap import KeyNames, key_of
 from tui.screens.base import GpuboxScreen
 from tui.themes import Palette, palette
 from tui.widgets.chat_exchange import ExchangeView
-from tui.widgets.chat_head import ANSWERS, why_not
+from tui.widgets.chat_head import can_ask, why_not
 from tui.widgets.chat_input import ChatInput
 
 FRAME_S = 1 / 10
-WRITING = "Ask both · Enter sends · Ctrl+J new line · Esc leaves this field"
-READING = "Press Enter to write"
 
 
 class Side(Vertical):
@@ -58,15 +57,16 @@ class Side(Vertical):
         views = [child for child in talk.children if isinstance(child, ExchangeView)]
         exchanges = self.conversation.exchanges
         if len(views) < len(exchanges):
-            new = [ExchangeView(exchange) for exchange in exchanges[len(views) :]]
+            new = [ExchangeView(exchange, "compare") for exchange in exchanges[len(views) :]]
             await talk.mount_all(new)
             views += new
         for view in views:
             view.catch_up(now)
 
-    def tell(self, server: Server | None, colours: Palette) -> None:
+    def tell(self, server: Server | None, colours: Palette, key: KeyNames) -> None:
         """Say which server it is, and why it cannot be asked where it cannot."""
-        reason = why_not(server, colours) if server is not None else Text("no second server: o chooses one")
+        none = Text(f"no second server: {key('compare.other')} chooses one")
+        reason = why_not(server, colours, key) if server is not None else none
         self.border_title = server.name if server is not None else NOTHING
         self.border_subtitle = fit(server.model, 40) if server is not None else ""
         why = self.query_one(".why", Static)
@@ -87,6 +87,7 @@ class CompareScreen(GpuboxScreen):
         Binding("enter,a", "write", "Write", id="compare.write", tooltip="Write a question for both"),
         Binding("o,ctrl+o", "other", "Other server", id="compare.other", tooltip="Choose the second server"),
         Binding("r,ctrl+r", "again", "Ask again", id="compare.again", tooltip="Ask both the last question again"),
+        Binding("t,ctrl+t", "thoughts", "Thoughts", id="compare.thoughts", tooltip="Show or fold what they thought"),
     ]
 
     def __init__(self, conversations: Conversations, origin: Conversation) -> None:
@@ -97,7 +98,7 @@ class CompareScreen(GpuboxScreen):
         self._of: dict[str, Conversation] = {}
         self._names: tuple[str | None, str | None] = (None, None)
         self._is_catching_up = False
-        self._was_asked = False
+        self._was_asked = self._shows_thoughts = False
         self._told: tuple[Text, bool] | None = None
 
     def compose(self) -> ComposeResult:
@@ -127,7 +128,7 @@ class CompareScreen(GpuboxScreen):
     def _others(self) -> list[Server]:
         """Return the servers that can be the second one, those first that can be asked now."""
         chatty = [one for one in self.gpubox.servers if one.kind is not ModelKind.EMBEDDING and one is not self.server]
-        return sorted(chatty, key=lambda one: one.state not in ANSWERS)
+        return sorted(chatty, key=lambda one: not can_ask(one))
 
     def show(self, snapshot: Snapshot, server: Server | None) -> None:
         """Show the selected server on the left, and on the right the other one, the first that can be asked."""
@@ -169,10 +170,15 @@ class CompareScreen(GpuboxScreen):
     def _tell(self) -> None:
         colours = palette(self.app)
         for side, server in zip(self._sides, self._servers(), strict=True):
-            side.tell(server, colours)
+            side.tell(server, colours, self._key)
         question = self.query_one(ChatInput)
-        question.placeholder = WRITING if question.has_focus else READING
+        ways = f"{self._key('question.send')} sends · {self._key('question.line')} new line"
+        writing = f"Ask both · {ways} · {self._key('compare.leave')} leaves this field"
+        question.placeholder = writing if question.has_focus else f"Press {self._key('compare.write')} to write"
         self.refresh_bindings()
+
+    def _key(self, name: str) -> str:
+        return key_of(self.app, name)
 
     def on_descendant_focus(self) -> None:
         """Say in the field which keys work now."""
@@ -216,14 +222,14 @@ class CompareScreen(GpuboxScreen):
         return any(one.is_answering for one in self._of.values())
 
     def _send(self, text: str) -> bool:
-        colours = palette(self.app)
-        pairs = [(server, talk) for server, talk in self._pairs if why_not(server, colours) is None]
+        pairs = [(server, talk) for server, talk in self._pairs if can_ask(server)]
         if not text.strip() or self._is_answering or len(self._pairs) < 2:
             self.app.bell()
             return False
         if len(pairs) < 2:
-            missing = next(server for server in self._servers() if server and why_not(server, colours) is not None)
-            self.gpubox.complain(UsageError(f"{missing.name} cannot be asked now", "o chooses another server"))
+            missing = next(server for server in self._servers() if server and not can_ask(server))
+            hint = f"{self._key('compare.other')} chooses another server"
+            self.gpubox.complain(UsageError(f"{missing.name} cannot be asked now", hint))
             return False
         for server, talk in pairs:
             self._conversations.ask(talk, text.strip("\n"), server.kind)
@@ -242,6 +248,8 @@ class CompareScreen(GpuboxScreen):
             return not is_writing
         if action == "other":
             return len(self._others()) > 1
+        if action == "thoughts":
+            return any(one.reasoning for talk in self._of.values() for one in talk.exchanges)
         if action == "again":
             asked = [one for one in (self._of.get(name) for name in self._names if name) if one and one.exchanges]
             return len(asked) == 2 and not self._is_answering
@@ -271,20 +279,27 @@ class CompareScreen(GpuboxScreen):
             self._conversations.ask(conversation, prompt, conversation.exchanges[-1].kind)
         self.call_later(self._catch_up)
 
+    def action_thoughts(self) -> None:
+        """Show or fold what the models thought."""
+        self._shows_thoughts = not self._shows_thoughts
+        for view in self.query(ExchangeView):
+            view.show_thoughts(whole=self._shows_thoughts)
+
     def action_other(self) -> None:
         """Choose the second server."""
-        from tui.screens.chat_sheets import ServerScreen
+        from tui.screens.chooser import ChooserScreen
 
-        def take(name: str | None) -> None:
-            if name is not None:
-                self._names = (self._names[0], name)
+        def take(places: tuple[int, ...] | None) -> None:
+            if places:
+                self._names = (self._names[0], others[places[0]].name)
                 self._tell()
                 self.call_later(self._catch_up)
 
-        others = [(one.name, f"{one.state.value} · {one.model}") for one in self._others()]
+        others = self._others()
         if others:
             title = f"Compare {self._names[0]} with one of {plural(len(others), 'server')}"
-            self.app.push_screen(ServerScreen(title, others), take)
+            rows = [f"{one.name}  {one.state.value} · {one.model}" for one in others]
+            self.app.push_screen(ChooserScreen(title, rows), take)
 
 
 def _last(conversation: Conversation | None) -> Answer | None:

@@ -18,10 +18,11 @@ from backends.logs.text import LEVELS
 from backends.processes.logs import LogStart, log_starts
 from backends.snapshots import Server, Snapshot
 from tui.format import fit, moment
+from tui.keymap import key_of
 from tui.screens.base import GpuboxScreen
+from tui.screens.chooser import ChooserScreen
 from tui.themes import Palette, palette
 from tui.widgets.live_text import LiveText
-from tui.widgets.log_chooser import LogChooser
 from tui.widgets.log_lines import (
     beside,
     compiled,
@@ -34,9 +35,9 @@ from tui.widgets.log_lines import (
 )
 from tui.widgets.log_view import LogView
 
-SEARCH_HINT = "regular expression · small letters match capitals too · Enter · Esc"
+SEARCH_HINT = "regular expression · small letters match capitals too"
+TIME_HINT = "14:03 · 14:03:20 · 11-21 14:03 · -5m before the end"
 COMPLAINT_S = 5.0
-TIME_HINT = "14:03 · 14:03:20 · 11-21 14:03 · -5m before the end · Enter · Esc"
 
 
 class LogsScreen(GpuboxScreen):
@@ -45,34 +46,16 @@ class LogsScreen(GpuboxScreen):
     CSS_PATH = "../styles/logs.tcss"
     AUTO_FOCUS = "LogView"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "slash", "search", "Search", id="logs.search", key_display="/", tooltip="Search with a regular expression"
-        ),
+        Binding("slash", "search", "Search", id="logs.search", tooltip="Search with a regular expression"),
         Binding("n", "next_match(1)", "Next", id="logs.next", tooltip="Go to the next match below"),
         Binding("N", "next_match(-1)", "Before", id="logs.previous", tooltip="Go to the match before"),
         Binding("v", "level", "Level", id="logs.level", tooltip="Only from INFO, WARNING, ERROR, CRITICAL on, or all"),
         Binding("p", "process", "Process", id="logs.process", tooltip="Only lines of some of its processes"),
         Binding("E", "error", "Error", id="logs.error", tooltip="Go to the first error, from there to the next"),
-        Binding("at", "time", "Time", id="logs.time", key_display="@", tooltip="Go to a time: 14:03, or -5m"),
+        Binding("at", "time", "Time", id="logs.time", tooltip="Go to a time: 14:03, or -5m"),
         Binding("s", "starts", "Starts", id="logs.starts", tooltip="Choose the log of an earlier start"),
-        Binding(
-            "comma",
-            "start(1)",
-            "Older start",
-            show=False,
-            id="logs.older",
-            key_display=",",
-            tooltip="Show the log of the start before",
-        ),
-        Binding(
-            "full_stop",
-            "start(-1)",
-            "Newer start",
-            show=False,
-            id="logs.newer",
-            key_display=".",
-            tooltip="Show the log of the next start",
-        ),
+        Binding("comma", "start(1)", "Older start", show=False, id="logs.older", tooltip="Show the start before"),
+        Binding("full_stop", "start(-1)", "Newer start", show=False, id="logs.newer", tooltip="Show the next start"),
         Binding(
             "m", "merge", "Merge", show=False, id="logs.merge", tooltip="Show several servers' logs as one, by time"
         ),
@@ -96,7 +79,7 @@ class LogsScreen(GpuboxScreen):
         yield LogView(id="log")
         yield LiveText(id="empty", wraps=True)
         yield LiveText(id="stage")
-        yield Input(placeholder=SEARCH_HINT, id="search")
+        yield Input(id="search")
         yield LiveText(id="foot")
 
     @property
@@ -145,8 +128,13 @@ class LogsScreen(GpuboxScreen):
     @work(group="starts", exclusive=True)
     async def _find_starts(self, server: Server) -> None:
         folder = Path(server.log_path).parent if server.log_path else paths.log_dir()
-        chosen = self._view.path
-        self._starts = await asyncio.to_thread(log_starts, folder, server.name)
+        try:
+            starts = await asyncio.to_thread(log_starts, folder, server.name)
+        except OSError:
+            starts = []  # The log that is shown says why it cannot be read.
+        if self._shown is None or self._shown[0] != server.name:
+            return  # Another one is looked at by now.
+        self._starts, chosen = starts, self._view.path
         found = [number for number, start in enumerate(self._starts) if start.path == chosen]
         self._back = found[0] if found else 0
         if chosen is None and self._starts:
@@ -189,7 +177,7 @@ class LogsScreen(GpuboxScreen):
     def _tell(self, server: Server | None) -> None:
         """Say where one is and what there is to see."""
         view = self._view
-        empty = empty_text(server, view, self._pinned)
+        empty = empty_text(server, view, self._pinned, self._key)
         view.display = not empty
         self.query_one("#empty").display = bool(empty)
         if empty:
@@ -223,8 +211,11 @@ class LogsScreen(GpuboxScreen):
             return Text(fit(self._complaint, width), colours.bad)
         status, server = view.status, self.server
         is_live = bool(server and server.is_live and not self._back and self._pinned is None)
-        left = standing_text(status, is_live=is_live or bool(self._merged), colours=colours)
-        return beside(left, finding_text(status, self._pattern, colours), width)
+        left = standing_text(status, is_live=is_live or bool(self._merged), colours=colours, key=self._key)
+        return beside(left, finding_text(status, self._pattern, colours, self._key), width)
+
+    def _key(self, name: str) -> str:
+        return key_of(self.app, name)
 
     def _tell_stage(self, server: Server | None) -> None:
         stage = self.query_one("#stage", LiveText)
@@ -257,7 +248,7 @@ class LogsScreen(GpuboxScreen):
 
     @property
     def _is_asking(self) -> bool:
-        return bool(self.query_one("#search").display)
+        return self.is_mounted and bool(self.query_one("#search").display)
 
     def _mergeable(self) -> list[str]:
         return [one.name for one in self.gpubox.servers if one.log_path and one.foreign is None]
@@ -278,13 +269,18 @@ class LogsScreen(GpuboxScreen):
 
     def action_starts(self) -> None:
         """Choose one of the server's starts."""
-
+        starts = self._starts
         rows = [
-            f"start {len(self._starts) - number}  {moment(one.at.timestamp())}  {one.path.name}"
-            for number, one in enumerate(self._starts)
+            f"start {len(starts) - number}  {moment(one.at.timestamp())}  {one.path.name}"
+            for number, one in enumerate(starts)
         ]
-        sheet = LogChooser("Which start's log", rows, at=self._back)
-        self.app.push_screen(sheet, lambda places: self._show_start(places[0]) if places else None)
+
+        def take(places: tuple[int, ...] | None) -> None:
+            # A start that has begun meanwhile has moved the others on.
+            if places and starts[places[0]] in self._starts:
+                self._show_start(self._starts.index(starts[places[0]]))
+
+        self.app.push_screen(ChooserScreen("Which start's log", rows, at=self._back), take)
 
     def action_merge(self) -> None:
         """Choose whose logs to show as one."""
@@ -299,7 +295,7 @@ class LogsScreen(GpuboxScreen):
             self._changed()
 
         marked = [number for number, name in enumerate(names) if name in now]
-        self.app.push_screen(LogChooser("Merge the logs of", names, several=True, marked=marked), chosen)
+        self.app.push_screen(ChooserScreen("Merge the logs of", names, several=True, marked=marked), chosen)
 
     def action_level(self) -> None:
         """Show only lines from the next level on, or all again."""
@@ -318,7 +314,7 @@ class LogsScreen(GpuboxScreen):
 
         if names:
             marked = [number for number, name in enumerate(names) if name in chosen]
-            self.app.push_screen(LogChooser("Only lines of", names, several=True, marked=marked), take)
+            self.app.push_screen(ChooserScreen("Only lines of", names, several=True, marked=marked), take)
         else:
             self._complaint = "no line in here names its process"
             self._tell(self.server)
@@ -335,16 +331,16 @@ class LogsScreen(GpuboxScreen):
 
     def action_search(self) -> None:
         """Ask what to search for."""
-        self._ask(self._pattern, SEARCH_HINT)
+        self._ask(self._pattern, SEARCH_HINT, is_time=False)
 
     def action_time(self) -> None:
         """Ask for a time to go to."""
-        self._ask("", TIME_HINT)
+        self._ask("", TIME_HINT, is_time=True)
 
-    def _ask(self, value: str, hint: str) -> None:
-        self._complaint, self._asks_time = "", hint == TIME_HINT
+    def _ask(self, value: str, hint: str, *, is_time: bool) -> None:
+        self._complaint, self._asks_time = "", is_time
         ask = self.query_one("#search", Input)
-        ask.value, ask.placeholder = value, hint
+        ask.value, ask.placeholder = value, f"{hint} · Enter · {self._key('logs.end_search')}"
         ask.display = True
         self.set_focus(ask)  # At once: what is typed right after must not be taken for keys.
 

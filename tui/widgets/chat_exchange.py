@@ -15,6 +15,7 @@ from backends.chat_conversations import Exchange
 from backends.chat_image import Image
 from backends.snapshots import ModelKind
 from tui.format import count, duration
+from tui.keymap import KeyNames, key_of
 from tui.themes import Palette, palette
 from tui.widgets.chat_markdown import MarkdownLines, plain_lines
 
@@ -38,9 +39,11 @@ class ExchangeView(Widget):
 
     ALLOW_SELECT = True
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, area: str = "chat") -> None:
+        """`area` is what the ids of the screen's bindings begin with: it names their keys."""
         super().__init__()
         self.exchange = exchange
+        self._area = area
         self.shows_thoughts = False
         self.is_marked = False
         self.is_complete = False
@@ -71,7 +74,8 @@ class ExchangeView(Widget):
             return
         exchange = self.exchange
         ended = not exchange.is_open  # Read first: what follows then shows all of it.
-        thoughts, said = told_thoughts(exchange, whole=self.shows_thoughts), foot(exchange, now, palette(self.app))
+        thoughts = told_thoughts(exchange, self._key, whole=self.shows_thoughts)
+        said = foot(exchange, now, palette(self.app), self._key)
         grew = len(exchange.text) > self._written
         self._due = min(len(exchange.text), self._written + FRAME_LETTERS)
         if grew or thoughts != self.thoughts or said != self.foot:
@@ -88,13 +92,11 @@ class ExchangeView(Widget):
     def show_thoughts(self, *, whole: bool) -> None:
         """Show all that the model thought before it answered, or one line that says so."""
         self.shows_thoughts = whole
-        self.thoughts = told_thoughts(self.exchange, whole=whole)
+        self.thoughts = told_thoughts(self.exchange, self._key, whole=whole)
         self._redraw()
 
-    @property
-    def has_long_thoughts(self) -> bool:
-        """Whether there is something to show or fold."""
-        return bool(self.exchange.reasoning)
+    def _key(self, verb: str) -> str:
+        return key_of(self.app, f"{self._area}.{verb}", typing=True)
 
     def _redraw(self) -> None:
         lines, self._is_stale = self._lines, True
@@ -186,7 +188,7 @@ def pictured(image: Image) -> str:
     return f"▣ {image.name} ({len(image.data) / 1024:,.0f} KiB)"
 
 
-def told_thoughts(exchange: Exchange, *, whole: bool) -> str:
+def told_thoughts(exchange: Exchange, key: KeyNames, *, whole: bool) -> str:
     """Return the newest lines of what the model thinks; once it writes, one line that says so, or all of it."""
     reasoning = exchange.reasoning.strip()
     if not reasoning or whole:
@@ -194,21 +196,21 @@ def told_thoughts(exchange: Exchange, *, whole: bool) -> str:
     if exchange.is_open and not exchange.text:
         return "\n".join(reasoning[-1000:].splitlines()[-THOUGHT_LINES:])
     if exchange.is_open:
-        return "▸ it thought first · Ctrl+T shows what"
-    return f"▸ it thought in {count(len(reasoning.split()))} words · Ctrl+T shows them"
+        return f"▸ it thought first · {key('thoughts')} shows what"
+    return f"▸ it thought in {count(len(reasoning.split()))} words · {key('thoughts')} shows them"
 
 
-def foot(exchange: Exchange, now: float, colours: Palette) -> Text:
+def foot(exchange: Exchange, now: float, colours: Palette, key: KeyNames) -> Text:
     """Say how it stands with an answer: how long it is waited for, its timings, or what went wrong."""
     text = Text()
     if exchange.is_open:
         what = "writing" if exchange.text else "thinking" if exchange.reasoning else "waiting for the first token"
-        return text.append(f"{what} · {duration(now - exchange.asked_at)} · Esc stops it", colours.dim)
+        return text.append(f"{what} · {duration(now - exchange.asked_at)} · {key('stop')} stops it", colours.dim)
     if exchange.problem is not None:
         text.append(f"✗ {exchange.problem.message}", colours.bad)
         if exchange.problem.hint:
             text.append(f" · {exchange.problem.hint}", colours.dim)
-        text.append(" · Ctrl+R asks again", colours.dim)
+        text.append(f" · {key('again')} asks again", colours.dim)
     if exchange.answer is not None:
         text.append("\n" if text else "").append(timings(exchange.answer), colours.dim)
     if exchange.embedding is not None:

@@ -7,6 +7,7 @@ from rich.text import Text
 from backends.chat_conversations import NEAR_ITS_END, Conversation
 from backends.snapshots import ModelKind, Server, ServerState
 from tui.format import count, fit, percent, plural
+from tui.keymap import KeyNames
 from tui.themes import STATES, Palette
 from tui.widgets.status_bar import describe
 
@@ -19,18 +20,23 @@ KINDS = {
 }
 
 
-def why_not(server: Server | None, colours: Palette) -> Text | None:
-    """Return why the server cannot be asked now; None where it can."""
+def can_ask(server: Server | None) -> bool:
+    """Say whether the server can be asked now."""
+    return server is not None and server.state in ANSWERS
+
+
+def why_not(server: Server | None, colours: Palette, key: KeyNames) -> Text | None:
+    """Return why the server cannot be asked now, and which key helps; None where it can."""
     if server is None:
         return Text("there is no server")
-    if server.state in ANSWERS:
+    if can_ask(server):
         return None
     sign, _ = STATES[server.state]
     text = Text.assemble((f"{sign} {describe(server)}", colours.state(server.state)))
     if server.state in (ServerState.FAILED, ServerState.LOST):
-        return text.append(f": {server.cause or 'see its log'} · 3 shows its log", colours.text)
+        return text.append(f": {server.cause or 'see its log'} · {key('mode.logs')} shows its log", colours.text)
     if server.state is ServerState.STOPPED:
-        return text.append(" · press 2 to start it", colours.text)
+        return text.append(f" · press {key('mode.servers')} to start it", colours.text)
     if server.state in (ServerState.STARTING, ServerState.QUEUED, ServerState.WAKING, ServerState.BACKOFF):
         return text.append(" · you can ask as soon as it is ready", colours.text)
     return text.append(" · it takes no questions now", colours.text)
@@ -76,10 +82,10 @@ def context(server: Server, conversation: Conversation, colours: Palette) -> Tex
     return text.append(written, colours.dim)
 
 
-def invitation(server: Server | None, colours: Palette) -> Text:
+def invitation(server: Server | None, colours: Palette, key: KeyNames) -> Text:
     """Say what one can do where nothing was said yet."""
     if server is None:
-        return Text("There is no server to talk to.\n\nPress 2, choose a profile and start it.")
+        return Text(f"There is no server to talk to.\n\nPress {key('mode.servers')}, choose a profile and start it.")
     what = {
         ModelKind.COMPLETION: "Write the beginning of a text: the model goes on with it.",
         ModelKind.EMBEDDING: "Write a text: you see its vector's dimensions and norm.",

@@ -11,6 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import TextArea
 
 from backends.chat_commands import completed
+from tui.keymap import live_keys
 
 
 class ChatInput(TextArea):
@@ -30,8 +31,9 @@ class ChatInput(TextArea):
         """`send` is given the text and returns whether it took it: at once, or what is typed next would go with it."""
         super().__init__(id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False, compact=True)
         self._send = send
-        self.former: Sequence[str] = ()
+        self._former: Sequence[str] = ()
         self._back = 0
+        self._unsent = ""
         self._offered = False
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -59,6 +61,11 @@ class ChatInput(TextArea):
             self._back = 0
             self.write("")
 
+    def remember(self, former: Sequence[str]) -> None:
+        """Take these questions, the newest last, for those that Up brings back."""
+        if former != self._former:
+            self._former, self._back = former, 0
+
     def action_new_line(self) -> None:
         """Begin a new line."""
         self.insert("\n")
@@ -66,13 +73,13 @@ class ChatInput(TextArea):
     def on_key(self, event: events.Key) -> None:
         """Act on keys in the order in which they come: bindings would be overtaken by what is typed right after."""
         row, last = self.cursor_location[0], self.document.line_count - 1
-        if event.key == "enter":
+        if event.key in live_keys(self.app, "question.send"):
             self.action_send()
-        elif event.key in ("ctrl+j", "shift+enter"):
+        elif event.key in live_keys(self.app, "question.line"):
             self.action_new_line()
         elif event.key == "tab" and self.text.startswith("/"):
             self.run_worker(self._complete(), group="complete", exclusive=True)
-        elif event.key == "up" and row == 0 and self._back < len(self.former):
+        elif event.key == "up" and row == 0 and self._back < len(self._former):
             self._recall(1)
         elif event.key == "down" and row == last and self._back > 0:
             self._recall(-1)
@@ -87,5 +94,7 @@ class ChatInput(TextArea):
             self.write(whole)
 
     def _recall(self, step: int) -> None:
+        if self._back == 0:
+            self._unsent = self.text
         self._back += step
-        self.write(self.former[-self._back] if self._back else "")
+        self.write(self._former[-self._back] if self._back else self._unsent)

@@ -13,6 +13,7 @@ from backends.logs.text import LEVELS
 from backends.logs.windows import Extent
 from backends.snapshots import Server, ServerState
 from tui.format import MIB, NOTHING, duration, fit, fit_path, memory, percent, plural
+from tui.keymap import KeyNames
 from tui.themes import STATES, Palette
 from tui.widgets.bars import bar
 from tui.widgets.log_reading import LogStatus, ReadingPane
@@ -49,22 +50,25 @@ def path_text(path: Path, room: int, colours: Palette) -> Text:
     return Text(f"  {fit_path(str(path), room - 2)}", colours.dim) if room > 22 else Text()
 
 
-def standing_text(status: LogStatus, *, is_live: bool, colours: Palette) -> Text:
+def standing_text(status: LogStatus, *, is_live: bool, colours: Palette, key: KeyNames) -> Text:
     """Say where one stands: at the end, or above it, and what has come since."""
+    ends = key("logs.end_search")
     if status.is_marking:
-        return Text("▶ ↑ ↓ choose · Space marks from here · y copies · Esc ends", colours.primary, no_wrap=True)
+        moves = f"▶ {key('log.up')} {key('log.down')} choose"
+        acts = f"{key('log.mark')} marks from here · {key('log.copy')} copies · {ends} ends"
+        return Text(f"{moves} · {acts}", colours.primary, no_wrap=True)
     if status.is_looking:
-        return Text("… looking further · Esc stops", colours.warn)
+        return Text(f"… looking further · {ends} stops", colours.warn)
     if status.following:
         text, colour = ("▼ following", colours.good) if is_live else ("▼ the log ends here", colours.dim)
         return Text(text, colour, no_wrap=True)
     if status.new_lines:
         new = f"{status.new_lines:,} new line" + ("" if status.new_lines == 1 else "s")
-        return Text(f"↓ {new} · G to follow", colours.warn, no_wrap=True)
-    return Text("‖ paused · G to follow", colours.warn, no_wrap=True)
+        return Text(f"↓ {new} · {key('log.follow')} to follow", colours.warn, no_wrap=True)
+    return Text(f"‖ paused · {key('log.follow')} to follow", colours.warn, no_wrap=True)
 
 
-def finding_text(status: LogStatus, pattern: str, colours: Palette) -> Text:
+def finding_text(status: LogStatus, pattern: str, colours: Palette, key: KeyNames) -> Text:
     """Say what a search has found, or which line is on top."""
     text = Text(no_wrap=True)
     if status.matches is not None:
@@ -76,7 +80,8 @@ def finding_text(status: LogStatus, pattern: str, colours: Palette) -> Text:
         elif status.extent.given_up:
             more += f" · {plural(status.extent.given_up, 'line')} took too long"
         text.append(f"/{fit(pattern, PATTERN_CELLS)}/ ", colours.text)
-        text.append(f"{found}{more} · n N · Esc ends", colours.dim)
+        keys = f"{key('logs.next')} {key('logs.previous')} · {key('logs.end_search')} ends"
+        text.append(f"{found}{more} · {keys}", colours.dim)
     elif not status.following:
         line = f"line {status.line:,} · " if status.line is not None else ""
         text.append(f"{line}{percent(status.part)}", colours.dim)
@@ -93,7 +98,7 @@ def _size(amount_bytes: int) -> str:
     return memory(amount_bytes) if amount_bytes >= MIB else f"{amount_bytes / 1024:.0f} KiB"
 
 
-def empty_text(server: Server | None, view: ReadingPane, pinned: Path | None) -> Text | None:
+def empty_text(server: Server | None, view: ReadingPane, pinned: Path | None, key: KeyNames) -> Text | None:
     """Say why there is no line to be seen and which key to press; None where there are lines.
 
     `pinned` is a log that was chosen in place of the server's newest.
@@ -103,22 +108,22 @@ def empty_text(server: Server | None, view: ReadingPane, pinned: Path | None) ->
         return Text(f"{path} cannot be read: {extent.problem}")
     if extent.exists and (extent.size_bytes or pinned):
         if view.is_empty and extent.shown == 0 and not extent.is_filtering:
-            return Text(
-                f"No line of {rule_text(view.rule)} so far.\n\nPress v for another level, Esc to see all lines."
-            )
+            ways = f"Press {key('logs.level')} for another level, {key('logs.end_search')} to see all lines."
+            return Text(f"No line of {rule_text(view.rule)} so far.\n\n{ways}")
         return None if extent.size_bytes else Text("The log is empty so far.")
     if pinned is None and server is None:
-        return Text("There is no server yet, so there is no log.\n\nPress 2, choose a profile and start it.")
+        way = f"Press {key('mode.servers')}, choose a profile and start it."
+        return Text(f"There is no server yet, so there is no log.\n\n{way}")
     if pinned is None and server is not None and server.foreign is not None:
         return Text(f"{server.name}: log unknown: it was not started by gpubox, but by hand, as pid {server.pid}.")
     if path is None:
         name = server.name if server else "It"
-        return Text(f"{name} has no log yet.\n\nIt gets one once it starts: press 2 to start it.")
+        return Text(f"{name} has no log yet.\n\nIt gets one once it starts: press {key('mode.servers')} to start it.")
     if extent.exists:
         return Text("The log is empty so far.")
     if server is not None and server.is_live and pinned is None:
         return Text("The log's first line is awaited…")
-    return Text(f"This log is not there any more: {path}\n\nPress , for an older start.")
+    return Text(f"This log is not there any more: {path}\n\nPress {key('logs.older')} for an older start.")
 
 
 def stage_line(server: Server, now: float, colours: Palette) -> Text | None:

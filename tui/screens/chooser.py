@@ -8,16 +8,21 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
-from textual.screen import ModalScreen
-from textual.widgets import Footer, OptionList
+from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from tui.screens.sheet import SheetScreen
+from tui.widgets.key_footer import KeyFooter
 
-class LogChooser(ModalScreen[tuple[int, ...] | None]):
+
+class ChooserScreen(SheetScreen[tuple[int, ...] | None]):
     """Ends with the places of what was chosen in `rows`, or with None; `several` can be marked, and start `marked`."""
 
-    CSS_PATH = "../styles/logs.tcss"
+    DEFAULT_CSS = """
+    ChooserScreen #sheet {
+        width: 70;
+    }
+    """
     AUTO_FOCUS = "OptionList"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "mark", "Mark", id="choose.mark", tooltip="Mark, or no longer"),
@@ -39,12 +44,11 @@ class LogChooser(ModalScreen[tuple[int, ...] | None]):
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
-        with Vertical(id="chooser") as box:
-            box.border_title = self._title
+        with self.frame(self._title):
             yield OptionList(
                 *(Option(self._row(number), id=str(number)) for number in range(len(self._rows))), markup=False
             )
-        yield Footer()
+        yield KeyFooter()
 
     def on_mount(self) -> None:
         """Begin where one is."""
@@ -75,7 +79,7 @@ class LogChooser(ModalScreen[tuple[int, ...] | None]):
 
     @on(OptionList.OptionSelected)
     def action_accept(self) -> None:
-        """End with what is marked; with the highlighted row where one is to be chosen, or none is marked."""
+        """End with what is marked; where one is to be chosen, with the highlighted row."""
         highlighted = self.query_one(OptionList).highlighted
         one = () if highlighted is None else (highlighted,)
         self.dismiss(tuple(sorted(self._marked)) if self._several else one)
