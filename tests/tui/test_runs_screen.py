@@ -14,7 +14,7 @@ from backends.errors import KeeperError
 from backends.readonly import ReadOnlyKeeper
 from backends.records import Launch, Records
 from backends.simulation import SimulatedKeeper
-from backends.snapshots import ServerState, ServerUpdate
+from backends.snapshots import Server, ServerState, ServerUpdate
 from backends.starts import StageTime, StartFigures
 from tests.tui.link import NOW, FakeLink, shown, until
 from tui.app import GpuboxApp
@@ -88,6 +88,15 @@ async def test_launches_are_told_newest_first_with_how_they_ended(size: tuple[in
         assert "out of GPU memory: 1 GiB more" in shown(pilot)
 
 
+async def test_short_names_leave_the_headings_whole() -> None:
+    link = FakeLink()
+    link.on_record = (launch(1, "a"),)
+    async with GpuboxApp(link, clock=lambda: NOW).run_test(size=(200, 50)) as pilot:
+        await opened(pilot, "1 launch")
+        heading = next(line for line in shown(pilot).splitlines() if "Launched" in line)
+        assert {"Server", "Profile"} <= set(heading.split())
+
+
 async def test_filters_go_through_servers_and_outcomes_and_escape_shows_all() -> None:
     link = FakeLink()
     link.on_record = (launch(1), FAILED, launch(3), launch(4, "q14"))
@@ -133,6 +142,12 @@ async def test_records_that_cannot_be_read_say_so() -> None:
         assert "No launch is on record" not in shown(pilot)
 
 
+def server_of(app: GpuboxApp, name: str) -> Server:
+    found = app.named(name)
+    assert found is not None
+    return found
+
+
 async def test_the_records_are_read_again_when_a_server_changes_and_never_while_hidden() -> None:
     link = FakeLink()
     link.on_record = (launch(1),)
@@ -146,7 +161,7 @@ async def test_the_records_are_read_again_when_a_server_changes_and_never_while_
         assert reads() == 1
         first = link.state.servers[0]
         link.say(ServerUpdate(replace(first, metrics=link.state.servers[1].metrics)))
-        await until(pilot, lambda: app.servers[0].metrics == link.state.servers[1].metrics, "other figures")
+        await until(pilot, lambda: server_of(app, first.name).metrics == link.state.servers[1].metrics, "other figures")
         await pilot.pause()
         assert reads() == 1
         link.on_record = (launch(1), launch(2))
@@ -156,7 +171,7 @@ async def test_the_records_are_read_again_when_a_server_changes_and_never_while_
         await until(pilot, lambda: "Memory, GiB" in shown(pilot), "the box")
         before = reads()
         link.say(ServerUpdate(replace(first, state=ServerState.FAILED)))
-        await until(pilot, lambda: app.servers[0].state is ServerState.FAILED, "its failure")
+        await until(pilot, lambda: server_of(app, first.name).state is ServerState.FAILED, "its failure")
         await pilot.pause()
         assert reads() == before
 

@@ -35,8 +35,9 @@ class RunTable(LiveTable):
         longest = max((len(launch.server) for launch in launches), default=10)
         fixed = [size for size in (WHEN, OUTCOME, READY, RAN, GPUS, engine) if size]
         room = width - sum(fixed) - GAP * len(fixed)
-        server = room if not engine else min(longest, 28)
-        profile = min(longest, 24) if width >= PROFILE_FROM else 0
+        # Short names must not cut the headings.
+        server = room if not engine else max(len("Server"), min(longest, 28))
+        profile = max(len("Profile"), min(longest, 24)) if width >= PROFILE_FROM else 0
         cause = max(0, room - server - GAP - (profile + GAP if profile else 0)) if engine else 0
         columns = (
             Column("Launched", WHEN),
