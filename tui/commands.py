@@ -29,12 +29,15 @@ class GpuboxCommands(Provider):
         self._profiles = await cast("GpuboxApp", self.app).profile_rows()
 
     def _commands(self) -> Iterator[Command]:
+        # Not above: the first picture needs no catalogue of keys.
+        from tui.keymap import key_of
+
         app = cast("GpuboxApp", self.app)
         yield from actions_of(app, self.screen)
         if self.screen.is_modal:
             return
-        for number, (mode, (title, _)) in enumerate(app.PANELS.items(), start=1):
-            yield f"Go to {title}", f"key {number}", partial(app.action_go, mode)
+        for mode, (title, _) in app.PANELS.items():
+            yield f"Go to {title}", f"key {key_of(app, f'mode.{mode}')}", partial(app.action_go, mode)
         for server in app.servers:
             name = server.name
             yield f"Select {name}", server.state.value, partial(setattr, app, "selected", name)

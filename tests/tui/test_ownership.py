@@ -10,15 +10,16 @@ import pytest
 from textual.pilot import Pilot
 
 from backends import readonly
-from backends.errors import KeeperError, UsageError
+from backends.errors import ConflictError, KeeperError, UsageError
 from backends.gpus.ownership import shares_of
-from backends.orphans import Orphan
+from backends.orphans import Orphan, Reaped
 from backends.readonly import ReadOnlyKeeper, unkept_updates
 from backends.snapshots import (
     Foreign,
     Gpu,
     GpuProcess,
     Grant,
+    Missing,
     Owner,
     Server,
     ServerState,
@@ -126,6 +127,32 @@ async def test_an_orphan_is_killed_after_a_question() -> None:
         await until(pilot, lambda: "pid 104 is gone (SIGKILL)" in toasts(app), "the answer")
         await pilot.press("down")
         await until(pilot, lambda: "x Reap" not in shown(pilot), "no key where there is nothing to reap")
+
+
+async def test_an_orphan_that_has_ended_meanwhile_does_not_save_the_others() -> None:
+    snapshot = crowded(simulated("2xH200"))
+    gpu = snapshot.box.gpus[0]
+    assert not isinstance(gpu.processes, Missing)
+    more = (*gpu.processes, replace(gpu.processes[-1], pid=105, start_ticks=5))
+    gpus = (replace(gpu, processes=more), *snapshot.box.gpus[1:])
+    link = FakeLink(replace(snapshot, box=replace(snapshot.box, gpus=gpus)))
+    reap = link.reap
+
+    async def ended_already(pid: int, start_ticks: int, *, foreign: bool = False) -> Reaped:
+        done = await reap(pid, start_ticks, foreign=foreign)
+        if pid == 104:
+            raise ConflictError("pid 104 has ended already")
+        return done
+
+    link.reap = ended_already  # type: ignore[method-assign]
+    app = GpuboxApp(link, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "x Reap" in shown(pilot), "the key")
+        await pilot.press("x")
+        await until(pilot, lambda: "Kill 2 orphans?" in shown(pilot), "the question")
+        await pilot.press("y")
+        await until(pilot, lambda: "pid 105 is gone (SIGKILL)" in toasts(app), "the other")
+        assert "pid 104 has ended already" in toasts(app)
 
 
 async def test_a_foreign_process_wants_its_pid_typed() -> None:

@@ -90,3 +90,16 @@ async def test_hints_are_left_out_whole_and_help_stays(width: int) -> None:
         assert last_line(app).rstrip().endswith("^p Palette")
         await pilot.resize_terminal(120, 24)
         await until(pilot, lambda: "q Quit" in last_line(app), "all of them")
+
+
+async def test_texts_name_the_keys_as_they_are_mapped() -> None:
+    keys = {"server.logs": ("f9",), "mode.servers": ("f12",), "runs.clear": ("f8",), "use.curl": ("k",)}
+    link = FakeLink()
+    app = GpuboxApp(link, clock=lambda: NOW, settings=Settings(keys=keys))
+    async with app.run_test(size=(200, 50)) as pilot:
+        await pilot.press("f12")
+        await until(pilot, lambda: "Log of llama-3.3-70b · F9 opens it" in shown(pilot), "the wall")
+        app.push_screen(UseScreen("a", (UseLine("c", "curl", "asks", "curl x"),)))
+        await until(pilot, lambda: "k  curl  asks" in shown(pilot), "the line's key")
+        await pilot.press("escape", "6")
+        await until(pilot, lambda: "Press F12, choose a profile, and start it with Enter" in shown(pilot), "no launch")

@@ -41,6 +41,13 @@ class GpuboxScreen(Screen[None]):
         snapshot, name = self.gpubox.snapshot, self.gpubox.selected
         return next((s for s in snapshot.servers if s.name == name), None) if snapshot else None
 
+    def key_of(self, name: str) -> str:
+        """Return the key of the binding with this id, as it is mapped now, for a text that names it."""
+        # Not above: the first picture needs no catalogue of keys.
+        from tui.keymap import key_of
+
+        return key_of(self.app, name)
+
     def on_mount(self) -> None:
         """Add what every screen has (the bar on top, the keys below), and follow the app's state."""
         self.mount(StatusBar(), KeyFooter())

@@ -68,14 +68,15 @@ class BoxScreen(GpuboxScreen):
         """Show every GPU."""
         width, colours = self.app.size.width - self.scrollbar_size_vertical - 2, palette(self.app)
         lines = [box_line(snapshot.box, width, colours), host_line(snapshot.box.host, width, colours)]
-        lines += [_unplaced_line(orphan, colours) for orphan in self._unplaced]
+        lines += [_unplaced_line(orphan, self.key_of("box.reap"), colours) for orphan in self._unplaced]
         self.query_one("#host", LiveText).show(Text("\n").join(lines if snapshot.box.gpus else lines[1:]))
         self._window.take(snapshot.box)
         self.set_class(not snapshot.box.gpus, "-no-gpu")
         table = self.query_one(GpuTable)
         self.set_focus(keep_focus(self.focused, table, shown=bool(snapshot.box.gpus)))
         if not snapshot.box.gpus:
-            self.query_one("#no-gpu", LiveText).show(no_gpu(snapshot.box, snapshot.servers, colours))
+            told = no_gpu(snapshot.box, snapshot.servers, self.key_of("mode.servers"), colours)
+            self.query_one("#no-gpu", LiveText).show(told)
             self._offer()
             return
         table.follow(snapshot, width)
@@ -163,8 +164,13 @@ class BoxScreen(GpuboxScreen):
 
     async def _reap(self, processes: list[tuple[int, int]], *, foreign: bool = False) -> None:
         for pid, ticks in processes:
-            reaped = await self.gpubox.link.reap(pid, ticks, foreign=foreign)
-            self.notify(f"pid {pid} is gone ({reaped.signal})", markup=False)
+            try:
+                reaped = await self.gpubox.link.reap(pid, ticks, foreign=foreign)
+            except GpuboxError as problem:
+                # One that went with another one must not save the rest.
+                self.gpubox.complain(problem)
+            else:
+                self.notify(f"pid {pid} is gone ({reaped.signal})", markup=False)
         self._read_orphans()
 
     def _orphans(self) -> list[tuple[int, int, str, str]]:
@@ -231,19 +237,19 @@ class BoxScreen(GpuboxScreen):
             self._show_details(self.gpubox.snapshot, details.uuid)
 
 
-def _unplaced_line(orphan: Orphan, colours: Palette) -> Text:
+def _unplaced_line(orphan: Orphan, key: str, colours: Palette) -> Text:
     left = f"{SIGNS[Owner.ORPHAN]} {orphan.server} left pid {orphan.pid} behind"
-    held = f", with {memory(orphan.host_bytes)} of the host's memory · x ends it"
+    held = f", with {memory(orphan.host_bytes)} of the host's memory · {key} ends it"
     return Text.assemble((left, colours.bad), (held, colours.dim), no_wrap=True, overflow="ellipsis")
 
 
-def no_gpu(box: Box, servers: tuple[Server, ...], colours: Palette) -> Text:
-    """Say plainly that there is no GPU, why, and what works all the same."""
+def no_gpu(box: Box, servers: tuple[Server, ...], key: str, colours: Palette) -> Text:
+    """Say plainly that there is no GPU, why, and what works all the same; `key` shows the servers."""
     text = Text.assemble(
         ("This box has no GPU that gpubox can use.\n", f"bold {colours.text}"),
         (f"{box.no_gpus or 'none was found'}\n\n", colours.warn),
         ("Servers can run on the CPU: press ", colours.text),
-        ("2", f"bold {colours.primary}"),
+        (key, f"bold {colours.primary}"),
         (", choose a profile, and start it.\n\n", colours.text),
     )
     live = [server for server in servers if server.is_live]

@@ -15,6 +15,7 @@ from textual.widgets import DataTable, Static
 from backends.errors import GpuboxError
 from backends.snapshots import Event
 from tui.format import clock_time, fit, moment, plural
+from tui.keymap import key_of
 from tui.themes import STATES, Palette, palette
 from tui.widgets.key_footer import KeyFooter
 from tui.widgets.live_table import GAP, Column, LiveTable
@@ -38,7 +39,7 @@ SIGNS: dict[str, tuple[str, str]] = {
 }
 """Each kind of event's sign, and the name of its colour in the palette; the kinds that are states have theirs."""
 OTHER_SIGN = ("·", "dim")
-NOTHING = "Nothing has happened yet. Esc, then 2: choose a profile and start it."
+NOTHING = "Nothing has happened yet. {close}, then {servers}: choose a profile and start it."
 
 
 class EventsTable(LiveTable):
@@ -170,9 +171,13 @@ class EventsScreen(ModalScreen[None]):
             return
         event = self._under_cursor
         said = self.query_one("#said", Static)
-        none = NOTHING if not self._only_selected else f"Nothing has happened to {self.gpubox.selected}. f shows all."
-        said.update(none if event is None else f"{moment(event.at)}  {event.text}")
+        said.update(self._why_empty() if event is None else f"{moment(event.at)}  {event.text}")
         self.refresh_bindings()
+
+    def _why_empty(self) -> str:
+        if self._only_selected:
+            return f"Nothing has happened to {self.gpubox.selected}. {key_of(self.app, 'events.filter')} shows all."
+        return NOTHING.format(close=key_of(self.app, "events.close"), servers=key_of(self.app, "mode.servers"))
 
     @property
     def _under_cursor(self) -> Event | None:

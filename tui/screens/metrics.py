@@ -100,7 +100,8 @@ class MetricsScreen(GpuboxScreen):
             self._keys = ()
             self.query_one("#head", Static).update(Text())
             self.query_one("#empty", Static).update(
-                "There is no server, so there are no figures.\n\nPress 2, choose a profile and start it."
+                "There is no server, so there are no figures.\n\n"
+                f"Press {self.key_of('mode.servers')}, choose a profile and start it."
             )
             self.refresh_bindings()
             return
@@ -191,7 +192,9 @@ class MetricsScreen(GpuboxScreen):
         happened = "" if cursor is None else told_at(self._marks, axis, cursor)
         window = f"last {WINDOWS_S[self._window] / 60:.0f} min"
         told = " · ".join(part for part in (happened, f"at {at}" if at else window) if part)
-        self.query_one("#head", Static).update(head(server, told, now, self.app.size.width - 2, colours))
+        mode, help_ = next_mode(server)
+        helps = f" · {self.key_of(mode)} {help_}" if mode else ""
+        self.query_one("#head", Static).update(head(server, told, helps, now, self.app.size.width - 2, colours))
         self.refresh_bindings()
 
     @property
@@ -295,8 +298,8 @@ class MetricsScreen(GpuboxScreen):
         self._changed()
 
 
-def head(server: Server, window: str, now: float, width: int, colours: Palette) -> Text:
-    """Say whose figures these are, or why there are none and which key is next, and which moments are shown."""
+def head(server: Server, window: str, helps: str, now: float, width: int, colours: Palette) -> Text:
+    """Say whose figures these are, or why there are none and which key `helps`, and which moments are shown."""
     sign, _ = STATES[server.state]
     said = f"{sign} {describe(server)} {duration(now - server.state_since)}"
     text = Text.assemble(
@@ -304,7 +307,7 @@ def head(server: Server, window: str, now: float, width: int, colours: Palette) 
     )
     room = width - text.cell_len - len(window) - 4
     if isinstance(server.metrics, Missing):
-        why = f"no figures: {server.metrics.reason}{next_key(server)}"
+        why = f"no figures: {server.metrics.reason}{helps}"
         text.append(f"  {fit(why, max(0, room))}", colours.warn)
     else:
         requests = server.metrics.requests_total
@@ -314,10 +317,10 @@ def head(server: Server, window: str, now: float, width: int, colours: Palette) 
     return text.append(" " * max(1, width - text.cell_len - len(window))).append(window, colours.dim)
 
 
-def next_key(server: Server) -> str:
-    """Say which key helps a server that tells no figures."""
+def next_mode(server: Server) -> tuple[str, str]:
+    """Return the id of the key that helps a server that tells no figures, and what it does; '' where none does."""
     if server.state in (ServerState.STOPPED, ServerState.FAILED, ServerState.LOST):
-        return " · 2 starts it again"
+        return "mode.servers", "starts it again"
     if server.state in (ServerState.STARTING, ServerState.QUEUED, ServerState.BACKOFF):
-        return " · 3 shows its log"
-    return ""
+        return "mode.logs", "shows its log"
+    return "", ""

@@ -21,6 +21,7 @@ from profiles.commands import WHERE, import_command
 from profiles.errors import InvalidProfileError, ProfileProblem
 from profiles.schema import parse_profile
 from profiles.store import to_toml
+from tui.keymap import key_of
 from tui.screens.profile_name import free_name
 from tui.themes import palette
 from tui.widgets.key_footer import KeyFooter
@@ -33,7 +34,7 @@ PAUSE_S = 0.15
 
 HOW = (
     "Paste a command line: vllm serve …, docker run … vllm/vllm-openai …, or transformers serve ….\n"
-    "Nothing is run and nothing is saved: Ctrl+S takes what was understood into the editor."
+    "Nothing is run and nothing is saved: {key} takes what was understood into the editor."
 )
 
 
@@ -68,7 +69,7 @@ class ImportScreen(ModalScreen[Understood | None]):
         """Make the parts."""
         with Vertical(classes="sheet") as box:
             box.border_title = "Import a command line"
-            yield Label(HOW, classes="said", markup=False)
+            yield Label(HOW.format(key=key_of(self.app, "import.take", typing=True)), classes="said", markup=False)
             yield TextArea(compact=True, soft_wrap=True, highlight_cursor_line=False, placeholder="vllm serve …")
             with VerticalScroll(id="understood", can_focus=False):
                 yield Static(id="reading")
@@ -82,6 +83,8 @@ class ImportScreen(ModalScreen[Understood | None]):
 
     @work(group="reading", exclusive=True)
     async def _read(self) -> None:
+        if not self.display:
+            return  # It is being left: its parts go one by one.
         text, colours = self.query_one(TextArea).text.strip(), palette(self.app)
         shown = Text()
         if text:

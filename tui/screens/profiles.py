@@ -34,7 +34,7 @@ SIDE_PART = 0.36
 PAUSE_S = 0.15
 """So long nothing must be typed before the text is checked."""
 PROBLEM_LINES = 4
-NO_PROFILES = "No profile here. n makes one from a template, p one from a command line such as vllm serve …"
+NO_PROFILES = "No profile here. {new} makes one from a template, {paste} one from a command line such as vllm serve …"
 EDITING = frozenset({"save", "save_and_launch", "leave", "problem"})
 OF_A_ROW = frozenset({"launch", "start", "edit", "duplicate"})
 OF_ONES_OWN = frozenset({"rename", "remove"})
@@ -76,7 +76,8 @@ class ProfilesScreen(EditActions):
         """Make the parts."""
         with Vertical(id="list", classes="panel"):
             yield ProfileTable()
-            yield Static(NO_PROFILES, id="no-profiles", markup=False)
+            keys = {"new": self.key_of("profile.new"), "paste": self.key_of("profile.import")}
+            yield Static(NO_PROFILES.format(**keys), id="no-profiles", markup=False)
         with Vertical(id="text", classes="panel"):
             yield ProfileEditor()
             yield Static(id="problems")

@@ -24,8 +24,8 @@ from tui.widgets.run_table import RunTable
 
 DETAILS_CELLS = 62
 READING = "Reading the records …"
-EMPTY = "No launch is on record yet. Press 2, choose a profile, and start it with Enter."
-NO_MATCH = "No launch matches. Esc shows all again."
+EMPTY = "No launch is on record yet. Press {servers}, choose a profile, and start it with {launch}."
+NO_MATCH = "No launch matches. {clear} shows all again."
 LATER = "Load tests and fine-tunings come with a later version, and will stand here."
 FIGURES = ("weights", "activation", "other_memory", "cuda_graphs", "kv_cache", "max_concurrency")
 
@@ -126,7 +126,11 @@ class RunsScreen(GpuboxScreen):
     def _why_empty(self) -> str:
         if self._launches is None:
             return READING
-        return self._problem or (NO_MATCH if self._launches else EMPTY)
+        if self._problem:
+            return self._problem
+        if self._launches:
+            return NO_MATCH.format(clear=self.key_of("runs.clear"))
+        return EMPTY.format(servers=self.key_of("mode.servers"), launch=self.key_of("profile.launch"))
 
     def _show_details(self) -> None:
         launch, panel = self._launch, self.query_one("#details")

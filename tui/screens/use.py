@@ -15,6 +15,9 @@ from textual.widgets import Static
 from tui.themes import palette
 from tui.widgets.key_footer import KeyFooter
 
+BINDING_OF = {"c": "use.curl", "s": "use.ssh", "b": "use.base_url", "l": "use.launch"}
+"""The binding that copies a line, by the line's key as it is without a config.toml."""
+
 
 @dataclass(frozen=True, slots=True)
 class UseLine:
@@ -53,10 +56,14 @@ class UseScreen(ModalScreen[UseLine | None]):
 
     def compose(self) -> ComposeResult:
         """Make the sheet."""
+        # Not above: the first picture needs no catalogue of keys.
+        from tui.keymap import key_of
+
         colours = palette(self.app)
         text = Text()
         for line in self._lines.values():
-            text.append(f"{line.key}  ", f"bold {colours.primary}").append(line.name, f"bold {colours.text}")
+            key = key_of(self.app, BINDING_OF[line.key])
+            text.append(f"{key}  ", f"bold {colours.primary}").append(line.name, f"bold {colours.text}")
             text.append(f"  {line.purpose}\n", colours.dim).append(f"{line.line}\n\n", colours.text)
         if self._why_not:
             text.append(f"no launch line: {self._why_not}", colours.dim)

@@ -13,8 +13,8 @@ WRAP_LOSS = 8
 """Cells of a line that wrapping at words leaves empty, about."""
 
 
-def card_lines(card: Card, width: int, colours: Palette) -> list[Text]:
-    """Build what the details of a failed server say of its card: the evidence, and the first remedy."""
+def card_lines(card: Card, width: int, key: str, colours: Palette) -> list[Text]:
+    """Build what the details of a failed server say of its card: evidence, first remedy, the `key` that shows it."""
     lines = []
     if card.evidence is not None:
         where = f"line {card.evidence.line}  "
@@ -23,9 +23,9 @@ def card_lines(card: Card, width: int, colours: Palette) -> list[Text]:
     if card.remedies:
         lines.append(Text.assemble(("→ ", colours.accent), (card.remedies[0].text, colours.text)))
     if any(remedy.set for remedy in card.remedies):
-        lines.append(Text.assemble(("f ", colours.primary), ("shows the remedies and applies one", colours.dim)))
+        lines.append(Text.assemble((f"{key} ", colours.primary), ("shows the remedies and applies one", colours.dim)))
     elif card.remedies:
-        lines.append(Text.assemble(("f ", colours.primary), ("shows the whole card", colours.dim)))
+        lines.append(Text.assemble((f"{key} ", colours.primary), ("shows the whole card", colours.dim)))
     return lines
 
 

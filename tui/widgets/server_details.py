@@ -18,16 +18,18 @@ LABEL = 10
 BAR = 16
 
 
-def server_details(server: Server, now: float, width: int, colours: Palette, *, changed: bool = False) -> Text:
+def server_details(
+    server: Server, now: float, width: int, colours: Palette, *, changed: bool = False, fix_key: str = "f"
+) -> Text:
     """Build the lines about a server in `width` cells; the cause of a failure comes first, whole.
 
-    `changed` says that its profile's file is another than the one it was started with.
+    `changed` says that its profile's file is another than the one it was started with; `fix_key` shows the card.
     """
     lines: list[Text] = []
     if server.cause is not None:
         lines.append(Text(server.cause, style=colours.bad if not server.is_live else colours.warn))
     if server.card is not None:
-        lines += card_lines(server.card, width, colours)
+        lines += card_lines(server.card, width, fix_key, colours)
     if changed:
         told = f"{CHANGED} profile changed since start: to take it up, stop it and start {server.profile}"
         lines.append(Text(told, style=colours.warn))
