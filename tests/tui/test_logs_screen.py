@@ -125,6 +125,9 @@ async def test_an_invalid_expression_gets_one_line_and_keys_in_the_search_only_t
         screen = await opened(pilot)
         await screen.until_last("line 9")
         await pilot.press("slash", *"1q[(", "enter")
+        offered = {one.binding.id for one in app.screen.active_bindings.values() if one.enabled and one.binding.show}
+        assert "logs.end_search" in offered
+        assert not offered & {"logs.search", "logs.time"}, "they only type now"
         assert app.screen.query_one(Input).value == "1q[("
         assert app.current_mode == "logs"
         assert app.selected == "demo"

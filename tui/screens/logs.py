@@ -59,7 +59,7 @@ class LogsScreen(GpuboxScreen):
         Binding(
             "m", "merge", "Merge", show=False, id="logs.merge", tooltip="Show several servers' logs as one, by time"
         ),
-        Binding("escape", "end", "End search", show=False, id="logs.end_search", tooltip="End search, then filter"),
+        Binding("escape", "end", "End search", id="logs.end_search", tooltip="End search, then filter"),
     ]
 
     def __init__(self) -> None:
@@ -238,7 +238,7 @@ class LogsScreen(GpuboxScreen):
         if action == "next_match":
             return bool(self._pattern)
         if action in ("search", "level", "process", "error", "time"):
-            return view is not None and bool(view.paths)
+            return view is not None and bool(view.paths) and not self._is_asking
         if action == "end":
             status = view.status if view else None
             is_busy = status is not None and (status.is_marking or status.is_looking)

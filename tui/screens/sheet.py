@@ -35,6 +35,10 @@ class SheetScreen(ModalScreen[Result]):
             max-height: 16;
             border: none;
             background: $surface;
+
+            &:focus {
+                border: none;
+            }
         }
     }
     """
