@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import subprocess
@@ -66,13 +67,27 @@ class NvmlStub:
     scenario: Path
 
     def show(self, gpus: Sequence[StubGpu] = (), **system: object) -> None:
-        """Replace the whole box; `system` may set driver, cuda, init (an error code) and session."""
+        """Replace the whole box, but for what stand-in engines hold of it (`living`).
+
+        `system` may set driver, cuda, init (an error code) and session.
+        """
         lines = [f"{key} = {value}" for key, value in ({"driver": "580.65.06", "cuda": 13000} | system).items()]
-        for index, gpu in enumerate(gpus):
-            lines += gpu.section(index)
-        new = self.scenario.with_suffix(".new")
-        new.write_text("\n".join(lines) + "\n")
-        new.replace(self.scenario)
+        with self.scenario.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            held = self._held()
+            for index, gpu in enumerate(gpus):
+                lines += gpu.section(index) + held.get(index, [])
+            new = self.scenario.with_suffix(".new")
+            new.write_text("\n".join(lines) + "\n")
+            new.replace(self.scenario)
+
+    def _held(self) -> dict[int, list[str]]:
+        """Return the lines that engines have written into each GPU's section."""
+        sections = self.scenario.read_text().split("[gpu]\n")[1:] if self.scenario.exists() else []
+        living = {
+            at: [line for line in text.splitlines() if line.startswith("living")] for at, text in enumerate(sections)
+        }
+        return {index: lines for index, lines in living.items() if lines}
 
     def environ(self) -> dict[str, str]:
         """Return the environment in which a process of its own loads the stub as its libnvidia-ml.so.1."""

@@ -10,6 +10,7 @@
  *     uuid = GPU-...            each reading is a number or text, or !N: the call answers error N
  *     lost = 15                 every call on this GPU answers this error, from the handle on
  *     process = PID BYTES compute|graphics|mps    (may be repeated; BYTES -1: not available)
+ *     living = PID BYTES        what a process computes with for as long as it lives; it comes on top of memory_used
  *     xid = 48                  an XID, told once for each `xid_count` (1, 2 ...) that the file has shown
  *     throttle, throttle_old    what the clocks are held down by, by the newer and the older name of the call
  *
@@ -32,7 +33,7 @@ typedef unsigned int uint;
 typedef unsigned long long ulong64;
 typedef struct { char key[32], value[112]; } Entry;
 typedef struct { uint pid; long long bytes; char kind[12]; } Process;
-typedef struct { Entry entries[MAX_KEYS]; int count; Process processes[MAX_PROCESSES]; int process_count; } Section;
+typedef struct { Entry entries[MAX_KEYS]; int count; Process processes[MAX_PROCESSES]; int process_count; ulong64 living; } Section;
 typedef struct { Section system, gpus[MAX_GPUS]; int gpu_count; } Scenario;
 
 /* Of each thread its own: one waits for events while another reads. */
@@ -50,6 +51,17 @@ static long number(const Section *section, const char *key, long otherwise) {
     return value ? strtol(value, NULL, 0) : otherwise;
 }
 
+/* A process that has ended, waited for or not, holds no memory. */
+static int lives(uint pid) {
+    char path[32], line[256] = "";
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    FILE *file = fopen(path, "r");
+    if (!file) return 0;
+    const char *end = fgets(line, sizeof line, file) ? strrchr(line, ')') : NULL;
+    fclose(file);
+    return end && strlen(end) > 2 && !strchr("ZX", end[2]);
+}
+
 static int read_scenario(void) {
     const char *path = getenv("GPUBOX_NVML_STUB");
     FILE *file = path ? fopen(path, "r") : NULL;
@@ -64,6 +76,12 @@ static int read_scenario(void) {
             section = &now.gpus[now.gpu_count++];
         } else if (sscanf(line, " process = %u %lld %11s", &process.pid, &process.bytes, process.kind) == 3) {
             if (section->process_count < MAX_PROCESSES) section->processes[section->process_count++] = process;
+        } else if (sscanf(line, " living = %u %lld", &process.pid, &process.bytes) == 2) {
+            if (section->process_count < MAX_PROCESSES && lives(process.pid)) {
+                strcpy(process.kind, "compute");
+                section->living += (ulong64)process.bytes;
+                section->processes[section->process_count++] = process;
+            }
         } else if (sscanf(line, " %31[a-z0-9_] = %111[^\n]", entry.key, entry.value) == 2 && section->count < MAX_KEYS) {
             section->entries[section->count++] = entry;
         }
@@ -402,6 +420,7 @@ static int memory_of(void *device, const char *error_key, Memory *out) {
     if ((state = number_of(section, "memory_total", &out->total))) return state;
     if (number_of(section, "memory_reserved", &out->reserved)) out->reserved = 0;
     if ((state = number_of(section, "memory_used", &out->used))) return state;
+    out->used += section->living;
     out->free = out->total - out->reserved - out->used;
     return OK;
 }
