@@ -48,8 +48,12 @@ _VALUES = (
 )
 _HISTOGRAMS = _TTFT + _ITL + _E2E
 _WANTED = re.compile(
-    rf"vllm:(?:({'|'.join(_VALUES)})(?:_total)?|({'|'.join(_HISTOGRAMS)})(?:_bucket|_count|_sum))(?=[{{\s])"
+    rf"\nvllm:(({'|'.join(_VALUES)})(?:_total)?|({'|'.join(_HISTOGRAMS)})(?:_bucket|_count|_sum))(?=[{{\s])[^\n]*"
 )
+"""A whole line that is wanted: its sample's name, and the family as a plain value's or as a histogram's.
+
+The line break before it, unlike `^`, is something that can be searched for quickly.
+"""
 
 _PLAIN = re.compile(r"[a-z0-9_:]+(\{[^{}\\]{0,1000}\}) ([0-9]{1,40}(?:\.[0-9]{1,40})?(?:e[+-]?[0-9]{1,2})?)")
 """Nearly every line, quick to read: labels without escapes, a plain number, no time."""
@@ -111,23 +115,22 @@ def parse(body: bytes) -> Page | Missing:
         return Missing("the engine's answer is not a metrics page")
     if not body.endswith(b"\n"):
         return Missing("the metrics page is cut short")
-    lines = [line for line in body.decode("utf-8", "replace").split("\n") if line.startswith("vllm:")]
-    wanted = [(match, line) for line in lines if (match := _WANTED.match(line))]
+    wanted = list(_WANTED.finditer("\n" + body.decode("utf-8", "replace")))
     if not wanted:
         return Missing("no vLLM metrics on the page")
-    if sum(len(line) for _, line in wanted) > MAX_WANTED_BYTES:
+    if sum(match.end() - match.start() for match in wanted) > MAX_WANTED_BYTES:
         return Missing("the metrics page has too many samples")
     return _page(_samples(wanted))
 
 
-def _samples(wanted: Iterable[tuple[re.Match[str], str]]) -> _Samples:
+def _samples(wanted: Iterable[re.Match[str]]) -> _Samples:
     """Parse the lines into samples by name (without `vllm:` and `_total`), without the unreadable families."""
     samples: _Samples = {}
     broken: set[str] = set()
-    for match, line in wanted:
-        family = match[1] or match[2]
-        name = family if match[1] else match[0].removeprefix("vllm:")
-        sample = _sample(line)
+    for match in wanted:
+        line, whole, value, histogram = match.group(0, 1, 2, 3)
+        family, name = value or histogram, value or whole
+        sample = _sample(line[1:])
         if sample is None:
             broken.add(family)
         else:
