@@ -99,7 +99,9 @@ class StandIn:
         door.bind(str(self._path))
         door.listen(8)
         server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                app, http="h11", log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+            )
         )
 
         def leave() -> None:
