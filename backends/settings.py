@@ -7,11 +7,15 @@ ascii = "auto"          # true, false, or what the terminal can do
 
 [keys]
 server.stop = "ctrl+x"  # a key's id as the ? sheet tells it, and one key or a list of keys
+
+[box]
+max_sleeping_host_memory = "50%"  # host memory that sleeping servers may hold: a share of all, or "64 GiB"
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -25,6 +29,9 @@ from profiles.errors import ProfileProblem, RefusedError, did_you_mean
 from profiles.lines import line_of
 
 Ascii = bool | Literal["auto"]
+MOST_SLEEPING = "50%"
+_UNITS = {"B": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:(%)|([KMGT])(i?)B|B)", re.ASCII)
 KEY_HINT = 'a key as text: "x", "ctrl+x", or a list of such'
 
 
@@ -41,13 +48,19 @@ class ScreenSettings:
 class Settings:
     """What the user wants; `keys` maps a binding's id to its keys, `path` is the file (None: nothing is written back).
 
-    `problems` tells what in the file could not be used: that part has its default.
+    `problems` tells what in the file could not be used: that part has its default. `max_sleeping_host_memory` is a
+    share of the host's memory ("50%") or an amount ("64 GiB").
     """
 
     screen: ScreenSettings = ScreenSettings()
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     path: Path | None = None
     problems: tuple[ProfileProblem, ...] = ()
+    max_sleeping_host_memory: str = MOST_SLEEPING
+
+    def max_sleeping_host_bytes(self, total_bytes: int) -> int:
+        """Return how much host memory sleeping servers may hold on a host that has `total_bytes`."""
+        return _amount(self.max_sleeping_host_memory, total_bytes)
 
     def problem(self, where: tuple[str, ...], message: str, suggestion: str = "") -> ProfileProblem:
         """Return a problem of this file found by somebody else, at the line of the key `where`."""
@@ -77,9 +90,9 @@ def read_settings(path: Path | None = None) -> Settings:
         return _unread(path, "is not UTF-8 text", "save it as UTF-8")
     except tomllib.TOMLDecodeError as problem:
         return _unread(path, f"is not TOML: {problem}", "the defaults are used until it is")
-    screen, keys, errors = _checked(data)
+    screen, keys, most_sleeping, errors = _checked(data)
     problems = [_problem(error, path, text) for error in errors]
-    return Settings(screen, keys, path, tuple(sorted(problems, key=lambda one: one.line or 0)))
+    return Settings(screen, keys, path, tuple(sorted(problems, key=lambda one: one.line or 0)), most_sleeping)
 
 
 def write_theme(path: Path, theme: str) -> None:
@@ -118,6 +131,17 @@ def _write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def _amount(text: str, total_bytes: int) -> int:
+    """Return the bytes that "50%" of a total, or "64 GiB", are; raises RefusedError where it is neither."""
+    found = _AMOUNT.fullmatch(text.strip())
+    if found is None or (found[2] and float(found[1]) > 100):
+        raise RefusedError("is no amount of memory", 'write it so: "64 GiB", or "50%" of all')
+    number = float(found[1])
+    if found[2]:
+        return int(total_bytes * number / 100)
+    return int(number * (1024 if found[4] else 1000) ** _UNITS[found[3] or "B"])
+
+
 def _unread(path: Path, message: str, suggestion: str) -> Settings:
     line = None
     if " (at line " in message:
@@ -126,7 +150,9 @@ def _unread(path: Path, message: str, suggestion: str) -> Settings:
     return Settings(path=path, problems=(ProfileProblem(_named(path), "", message, suggestion, line),))
 
 
-def _checked(data: dict[str, Any]) -> tuple[ScreenSettings, dict[str, tuple[str, ...]], list[Mapping[str, Any]]]:
+def _checked(
+    data: dict[str, Any],
+) -> tuple[ScreenSettings, dict[str, tuple[str, ...]], str, list[Mapping[str, Any]]]:
     """Check a file's content; returns what can be used of it, and pydantic's errors about the rest."""
     from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -141,6 +167,12 @@ def _checked(data: dict[str, Any]) -> tuple[ScreenSettings, dict[str, tuple[str,
             return tuple(key if key.isspace() else key.strip() for key in keys)
         raise RefusedError("must be a key, or a list of keys", KEY_HINT)
 
+    def checked_amount(value: object) -> object:
+        if isinstance(value, str):
+            _amount(value, 0)
+            return value
+        raise RefusedError("is no amount of memory", 'write it so: "64 GiB", or "50%" of all')
+
     class Screen(BaseModel):
         model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -148,12 +180,19 @@ def _checked(data: dict[str, Any]) -> tuple[ScreenSettings, dict[str, tuple[str,
         bell: bool = False
         ascii: Annotated[Ascii, BeforeValidator(checked_ascii)] = "auto"
 
+    class Box(BaseModel):
+        model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+        max_sleeping_host_memory: Annotated[str, BeforeValidator(checked_amount)] = MOST_SLEEPING
+
     class File(BaseModel):
         model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
         screen: Screen = Screen()
         keys: dict[str, Annotated[tuple[str, ...], BeforeValidator(checked_keys)]] = {}
+        box: Box = Box()
 
+    data = {key: value for key, value in data.items() if key != "sets"}  # `backends.sets` reads those, and tells more
     if isinstance(data.get("keys"), dict):
         data = data | {"keys": _flat(data["keys"])}
     errors: list[Mapping[str, Any]] = []
@@ -168,7 +207,7 @@ def _checked(data: dict[str, Any]) -> tuple[ScreenSettings, dict[str, tuple[str,
         else:
             break
     screen = ScreenSettings(file.screen.theme, file.screen.bell, file.screen.ascii)
-    return screen, dict(file.keys), errors
+    return screen, dict(file.keys), file.box.max_sleeping_host_memory, errors
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -191,7 +230,8 @@ def _drop(data: dict[str, Any], path: tuple[int | str, ...]) -> None:
 def _problem(error: Mapping[str, Any], path: Path, text: str) -> ProfileProblem:
     where = tuple(str(part) for part in error["loc"][:2])
     kind = error["type"]
-    known = ("screen", "keys") if len(where) == 1 else ("theme", "bell", "ascii")
+    tables = {"screen": ("theme", "bell", "ascii"), "box": ("max_sleeping_host_memory",)}
+    known = ("screen", "keys", "box", "sets") if len(where) == 1 else tables.get(where[0], ())
     message, suggestion = str(error["msg"]), ""
     if isinstance(refused := error.get("ctx", {}).get("error"), RefusedError):
         message, suggestion = refused.message, refused.suggestion

@@ -69,6 +69,9 @@ def test_the_file_lies_beside_the_profiles_and_moves_with_home(tmp_path: Path, m
         ),
         ("[keys]\nserver.stop = []\n", "must be a key, or a list of keys"),
         ("[screen\nbell = true\n", "config.toml:1: is not TOML"),
+        ("[box]\nmax_sleeping_host_memory = 64\n", "config.toml:2: box.max_sleeping_host_memory: is no amount"),
+        ("[box]\nmax_sleeping_host_memory = '150%'\n", '"50%" of all'),
+        ("[box]\nmax_sleeping = '5%'\n", "did you mean max_sleeping_host_memory?"),
     ],
 )
 def test_what_is_wrong_is_told_with_file_line_and_key(tmp_path: Path, text: str, told: str) -> None:
@@ -77,6 +80,22 @@ def test_what_is_wrong_is_told_with_file_line_and_key(tmp_path: Path, text: str,
     assert told in str(settings.problems[0])
     assert settings.screen == ScreenSettings()
     assert settings.keys == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "most"),
+    [("64 GiB", 64 << 30), ("1.5GiB", 3 << 29), ("8 GB", 8_000_000_000), ("0 B", 0), ("25%", 250), ("100 %", 1000)],
+)
+def test_sleeping_servers_may_hold_so_much_host_memory(tmp_path: Path, said: str, most: int) -> None:
+    settings = read_settings(written(tmp_path, f"[box]\nmax_sleeping_host_memory = {said!r}\n"))
+    assert settings.problems == ()
+    assert settings.max_sleeping_host_bytes(1000) == most
+    assert Settings().max_sleeping_host_bytes(1000) == 500
+
+
+def test_sets_of_profiles_are_no_problem_of_the_screens(tmp_path: Path) -> None:
+    settings = read_settings(written(tmp_path, "[screen]\nbell = true\n[sets]\ndefault = ['a']\n"))
+    assert (settings.problems, settings.screen.bell) == ((), True)
 
 
 def test_what_is_right_beside_what_is_wrong_is_used(tmp_path: Path) -> None:

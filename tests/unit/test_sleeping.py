@@ -108,12 +108,10 @@ async def test_one_half_awake_is_asleep(tmp_path: Path) -> None:
 async def test_why_it_does_not_wake_is_in_its_own_words_on_one_line(tmp_path: Path) -> None:
     async with engine(tmp_path, "--fake-wake-fails") as http:
         await fall_asleep(http, 1)
-        with pytest.raises(
-            EngineRefusedError, match="500 to /wake_up: CUDA Error: out of memory at .*cumem_alloc"
-        ) as no:
+        with pytest.raises(EngineRefusedError) as refused:
             await take_step(http, wake_steps(1)[0])
-        assert no.value.status == 500
-        assert "\n" not in str(no.value)
+        said = "the engine answers 500 to /wake_up: CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62"
+        assert (refused.value.status, str(refused.value)) == (500, said)
         assert await sleep_level(http) == 1
 
 
