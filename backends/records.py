@@ -58,6 +58,20 @@ MIGRATIONS = (
     CREATE INDEX launches_by_server ON launches (server, launched_at);
     CREATE INDEX launches_alike ON launches (fingerprint, gpu_kind, launched_at);
     """,
+    """
+    CREATE TABLE switches (
+        id TEXT PRIMARY KEY,
+        server TEXT NOT NULL,
+        gave_way TEXT NOT NULL,
+        way TEXT NOT NULL,
+        at REAL NOT NULL,
+        outcome TEXT NOT NULL,
+        error TEXT,
+        took_s REAL,
+        steps TEXT NOT NULL
+    );
+    CREATE INDEX switches_by_server ON switches (server, at);
+    """,
 )
 """Each brings the schema from its index to the next version; a new table is a new entry at the end."""
 

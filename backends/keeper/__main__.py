@@ -31,6 +31,7 @@ from backends.keeper.foreign import ForeignServers
 from backends.keeper.history import History
 from backends.keeper.servers import Servers
 from backends.keeper.surroundings import Surroundings
+from backends.keeper.switching import Switching
 from backends.ledger import Ledger
 from backends.metrics.series import SeriesStore
 from backends.records import Records
@@ -137,7 +138,8 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     sampler = BoxSampler(nvml, HostReader())
     box = BoxWatch(sampler.sample, hub, series, lambda: servers.grants(), lambda: servers.roots(), sampler)
     history = History(Records(paths.records_path()))
-    servers = Servers(Surroundings(hub, series, box, Ledger(), history, lambda: servers.taken_ports()))
+    switching = Switching(lambda: servers, box, hub, history.records)
+    servers = Servers(Surroundings(hub, series, box, Ledger(), history, lambda: servers.taken_ports(), switching))
     foreign = ForeignServers(hub, series, box.box, servers.roots, lambda: [one.name for one in servers.snapshots()])
     last_use = time.monotonic()
 
@@ -148,7 +150,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
         server.end()
 
     info = KeeperInfo(os.getpid(), _version(), time.time())
-    app = Routes(servers, box, hub, series, info, end, foreign).app()
+    app = Routes(servers, box, hub, series, info, end, foreign, switching).app()
 
     async def used(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal last_use
@@ -175,6 +177,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
         loop.add_signal_handler(number, end)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     servers.adopt_all()
+    switching.adopt()
     watching = [asyncio.create_task(work) for work in (box.run(needed), foreign.run(), _tidy())]
     serving = asyncio.create_task(server.serve(sockets=[door]))
     _say_ready(ready_fd)
@@ -187,6 +190,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     for task in watching:
         task.cancel()
     await foreign.detach()
+    await switching.detach()
     await servers.detach()
     await serving
     await asyncio.to_thread(history.close)

@@ -19,6 +19,7 @@ from backends.keeper.events import Hub
 from backends.keeper.foreign import ForeignServers
 from backends.keeper.reaping import Reaper
 from backends.keeper.servers import Servers
+from backends.keeper.switching import Switching
 from backends.metrics.series import SeriesStore
 from backends.orphans import Orphan
 from backends.snapshots import (
@@ -27,10 +28,12 @@ from backends.snapshots import (
     Snapshot,
     SnapshotUpdate,
     StartRequest,
+    SwitchRequest,
     Update,
     dump,
     load,
 )
+from backends.switches import SwitchChoice
 
 STATUS = {NoSuchServerError.code: 404, UsageError.code: 400, KeeperError.code: 500}
 
@@ -56,8 +59,10 @@ class Routes:
         info: KeeperInfo,
         end: Callable[[], None],
         foreign: ForeignServers,
+        switching: Switching,
     ) -> None:
         self._servers = servers
+        self._switching = switching
         self._foreign = foreign
         self._reaper = Reaper(servers.roots)
         self._box = box
@@ -86,7 +91,21 @@ class Routes:
         """Stop a server."""
         await self._foreign.check(request.path_params["name"])
         force = request.query_params.get("force") == "1"
+        self._switching.stop_asked(request.path_params["name"])
         return _json(dump(self._servers.stop(request.path_params["name"], force=force)))
+
+    async def switch(self, request: Request) -> Response:
+        """Have a server serve instead of those in its way."""
+        try:
+            wanted = load(SwitchRequest, await request.body())
+        except ValidationError as problem:
+            raise UsageError(f"this is no request to switch: {problem.errors()[0]['msg']}") from problem
+        await self._foreign.check(wanted.name)
+        return _json(dump(await self._switching.switch(wanted)), 201)
+
+    async def switch_choices(self, _: Request) -> Response:
+        """What a switch to each server would do now."""
+        return _json(dump(await self._switching.choices(), tuple[SwitchChoice, ...]))
 
     async def restart(self, request: Request) -> Response:
         """Restart a server, with the profile in the body where there is one."""
@@ -148,7 +167,8 @@ class Routes:
 
     async def _now(self) -> Snapshot:
         foreign = await self._foreign.snapshots()
-        return Snapshot(self._info, await self._box.box(), (*self._servers.snapshots(), *foreign))
+        servers = (*self._servers.snapshots(), *foreign)
+        return Snapshot(self._info, await self._box.box(), servers, self._switching.running())
 
     async def _lines(self) -> AsyncIterator[bytes]:
         with self._hub.subscribe() as subscription:
@@ -167,6 +187,8 @@ class Routes:
                 Route("/v1/orphans", self.orphans),
                 Route("/v1/reap", self.reap, methods=["POST"]),
                 Route("/v1/shutdown", self.shutdown, methods=["POST"]),
+                Route("/v1/switches", self.switch, methods=["POST"]),
+                Route("/v1/switches", self.switch_choices),
                 Route("/v1/servers", self.start, methods=["POST"]),
                 Route(name, self.forget, methods=["DELETE"]),
                 Route(f"{name}/stop", self.stop, methods=["POST"]),

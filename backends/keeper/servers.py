@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from backends import paths
@@ -53,6 +55,10 @@ class Servers:
     def snapshots(self) -> tuple[Server, ...]:
         """Return the newest state of each server, by name."""
         return tuple(self._supervisors[name].server for name in sorted(self._supervisors))
+
+    def supervisors(self) -> Mapping[str, Supervisor]:
+        """Return who follows each server, by name."""
+        return self._supervisors
 
     def any_live(self) -> bool:
         """Whether a server has, or is about to have, a process."""
@@ -137,6 +143,8 @@ class Servers:
 
     def _decided(self, name: str, profile: Profile, request: StartRequest, box: Box, fixed_bytes: int | None) -> Record:
         """Choose GPUs and a port, and return the record that the launch is made from."""
+        promised = self._around.switching.promised(name)
+        box = replace(box, gpus=tuple(_promised(gpu, promised.get(gpu.uuid)) for gpu in box.gpus))
         chosen = choose_gpus(profile, request, box, fixed_bytes)
         wanted = profile.port if request.port is None else request.port
         fixed = wanted if isinstance(wanted, int) and wanted > 0 else None
@@ -241,6 +249,11 @@ def _state_on_record(record: Record, facts: ProcessFacts | Missing) -> ServerSta
         return ServerState.READY
     at_gate = record.gated and facts.phase in ("starting", "running") and facts.step != ENGINE_LABEL
     return ServerState.QUEUED if at_gate else ServerState.STARTING
+
+
+def _promised(gpu: Gpu, grant: Grant | None) -> Gpu:
+    """Return a GPU as held by whom a running switch gives it to, too."""
+    return gpu if grant is None else replace(gpu, grants=(*gpu.grants, grant))
 
 
 def _used(gpus: tuple[Gpu, ...]) -> dict[str, int]:
