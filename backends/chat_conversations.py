@@ -52,7 +52,6 @@ class Exchange:
     image: Image | None = None
     text: str = ""
     reasoning: str = ""
-    first_text_at: float | None = None
     is_open: bool = True
     is_under_way: bool = False
     was_stopped: bool = False
@@ -270,10 +269,9 @@ class Conversations:
         return session
 
     def _take(self, exchange: Exchange, chunk: ChatChunk) -> None:
-        exchange.reasoning += harmless(chunk.reasoning)
+        if chunk.reasoning:
+            exchange.reasoning += harmless(chunk.reasoning)
         if chunk.text:
-            if exchange.first_text_at is None:
-                exchange.first_text_at = self._now()
             exchange.text += harmless(chunk.text)
 
 
