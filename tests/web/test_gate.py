@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tui.web.gate import WINDOW_S, WRONG_TRIES, Gate, TooManyTriesError
+from tui.web.gate import IDLE_S, WINDOW_S, WRONG_TRIES, Gate, TooManyTriesError
 
 HERE = "127.0.0.1"
 
@@ -39,6 +39,21 @@ def test_wrong_tries_are_limited_for_their_address_and_do_not_lock_out_who_is_in
     assert gate.admits(cookie, HERE)
     now += WINDOW_S
     assert gate.redeem(token, HERE)
+
+
+def test_a_cookie_that_nobody_uses_ends_and_one_that_is_used_does_not() -> None:
+    now = 1000.0
+    gate = Gate(clock=lambda: now)
+    used, unused = (gate.redeem(gate.new_token(), HERE) or "" for _ in range(2))
+    for _ in range(3):
+        now += IDLE_S / 2
+        assert gate.keep(used), "a tab of it is open"
+    assert gate.admits(used, HERE)
+    assert not gate.admits(unused, HERE)
+    now += IDLE_S - 1
+    assert gate.admits(used, HERE)
+    now += IDLE_S + 1
+    assert not gate.admits(used, HERE)
 
 
 def test_another_address_is_not_held_responsible() -> None:

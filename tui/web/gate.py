@@ -17,6 +17,9 @@ WRONG_TRIES = 10
 """So many wrong links or cookies an address may show in WINDOW_S; then it is not listened to for a while."""
 
 WINDOW_S = 60.0
+IDLE_S = 12 * 3600.0
+"""A cookie with which nothing was opened or typed for so long opens nothing any more: a new link does."""
+
 REMEMBERED = 1000
 """Wrong tries that are remembered at most, of all addresses together."""
 
@@ -30,14 +33,14 @@ class TooManyTriesError(Exception):
 
 
 class Gate:
-    """One token at a time, and the cookies that were given for tokens; both end with this process."""
+    """One token at a time, and the cookies that were given for tokens; both end with this process, or unused."""
 
     def __init__(self, names: Iterable[str] = (), clock: Callable[[], float] = time.monotonic) -> None:
         """`names` are host names beside localhost that a browser may call this server by."""
         self._names = frozenset(name.lower() for name in names) | {"localhost"}
         self._now = clock
         self._token: bytes | None = None
-        self._cookies: list[bytes] = []
+        self._cookies: dict[bytes, float] = {}
         self._wrong: deque[tuple[float, str]] = deque(maxlen=REMEMBERED)
 
     def new_token(self) -> str:
@@ -54,7 +57,7 @@ class Gate:
             return None
         self._token = None
         cookie = secrets.token_urlsafe(32)
-        self._cookies.append(_digest(cookie))
+        self._cookies[_digest(cookie)] = self._now()
         return cookie
 
     def admits(self, cookie: str | None, address: str) -> bool:
@@ -64,12 +67,20 @@ class Gate:
         """
         if cookie is None:
             return False
-        digest = _digest(cookie)
-        if sum([hmac.compare_digest(digest, known) for known in self._cookies]):
+        idle_since = self._now() - IDLE_S
+        self._cookies = {known: used_at for known, used_at in self._cookies.items() if used_at >= idle_since}
+        if self.keep(cookie):
             return True
         self._check_tries(address)
         self._wrong.append((self._now(), address))
         return False
+
+    def keep(self, cookie: str) -> bool:
+        """Note that a cookie is in use, and tell whether it is one of ours."""
+        digest = _digest(cookie)
+        if is_ours := bool(sum([hmac.compare_digest(digest, known) for known in self._cookies])):
+            self._cookies[digest] = self._now()
+        return is_ours
 
     def admits_host(self, host: str | None) -> bool:
         """Tell whether a Host header names this machine, so that no foreign name that was bent to it (rebinding) does.

@@ -10,6 +10,7 @@ import asyncio
 import html
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ class WebServer:
         code = WSCloseCode.OK
         try:
             await tab.start(*_size(request.query.get("width"), request.query.get("height")))
-            await _listen(websocket, tab)
+            await _listen(websocket, tab, partial(self._gate.keep, request.cookies.get(self._cookie_name, "")))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             code = WSCloseCode.UNSUPPORTED_DATA
         finally:
@@ -147,9 +148,13 @@ class WebServer:
         return answer
 
 
-async def _listen(websocket: web.WebSocketResponse, tab: Tab) -> None:
-    """Pass on what the browser sends until its tab is gone; raises ValueError and its like for what is no message."""
+async def _listen(websocket: web.WebSocketResponse, tab: Tab, keep: Callable[[], object]) -> None:
+    """Pass on what the browser sends until its tab is gone; raises ValueError and its like for what is no message.
+
+    `keep` notes each time that whoever opened the tab is still there.
+    """
     async for message in websocket:
+        keep()
         if message.type is not WSMsgType.TEXT:
             continue
         kind, *rest = json.loads(message.data)
