@@ -75,9 +75,12 @@ class StandIn:
 
     async def tell(self, method: str, path: str) -> None:
         """Ask it directly, as the keeper does."""
-        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.socket))) as session:
-            async with session.request(method, f"http://engine{path}") as answer:
-                assert answer.status == 200
+        connector = aiohttp.UnixConnector(str(self.socket))
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.request(method, f"http://engine{path}") as answer,
+        ):
+            assert answer.status == 200
 
     def kill(self) -> None:
         if self.process is not None:
@@ -155,7 +158,10 @@ class Stage:
         self._fronts: list[Front] = []
 
     def engine(self, *options: str) -> StandIn:
-        engine = StandIn(self.folder, *options).start()
+        return self.adopt(StandIn(self.folder, *options).start())
+
+    def adopt(self, engine: StandIn) -> StandIn:
+        """End an engine with the test that was started by it."""
         self._engines.append(engine)
         return engine
 

@@ -2,8 +2,9 @@
 
 `python tests/front/engine.py --uds PATH --record FILE [--port PORT] [--keep-alive S] [--asleep]`. The body of a POST is
 JSON: `events` to stream (each as a chunk), `pause_s` before each, `wait` (each event waits for a POST to /go on the
-development side), `die_after` so many, `bytes` of plain answer, `break_at` so many of them, `hang`, `refuse` with a status
-before the body is read. Any other body is answered with what was seen of the request.
+development side), `die_after` so many, `bytes` of plain answer, `break_at` so many of them, `hang`, `none` for no
+content. Any other body is answered with what was seen of the request. The header `X-Refuse` has a request answered
+before its body is read.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def note(what: str, **more: object) -> None:
         file.write(json.dumps({"what": what, **more}) + "\n")
 
 
-async def answer(request: web.Request) -> web.StreamResponse:
+async def answer(request: web.BaseRequest) -> web.StreamResponse:
     global is_asleep
     path = request.path
     if path == "/is_sleeping":
@@ -72,7 +73,7 @@ async def answer(request: web.Request) -> web.StreamResponse:
         raise
 
 
-async def work(request: web.Request) -> web.StreamResponse:
+async def work(request: web.BaseRequest) -> web.StreamResponse:
     digest, size = hashlib.sha256(), 0
     start = b""
     async for part in request.content.iter_any():
@@ -99,7 +100,7 @@ async def work(request: web.Request) -> web.StreamResponse:
     )
 
 
-async def stream(request: web.Request, wish: dict[str, Any]) -> web.StreamResponse:
+async def stream(request: web.BaseRequest, wish: dict[str, Any]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
     await response.prepare(request)
     for number in range(wish["events"]):
@@ -117,7 +118,7 @@ async def stream(request: web.Request, wish: dict[str, Any]) -> web.StreamRespon
     return response
 
 
-async def plain(request: web.Request, wish: dict[str, Any]) -> web.StreamResponse:
+async def plain(request: web.BaseRequest, wish: dict[str, Any]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     response.content_length = wish["bytes"]
     await response.prepare(request)

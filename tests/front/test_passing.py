@@ -203,7 +203,8 @@ async def test_a_plain_answer_that_breaks_off_is_no_whole_answer(stage: Stage, c
 async def test_connections_to_the_engine_are_used_again(stage: Stage, client: aiohttp.ClientSession) -> None:
     engine, front = await stage.pair()
     for number in range(20):
-        async with post(client, front, **({"events": 3} if number % 2 else {"model": "m"})) as answer:
+        wish: dict[str, Any] = {"events": 3} if number % 2 else {"model": "m"}
+        async with post(client, front, **wish) as answer:
             await answer.read()
     assert engine.seen("request")[-1]["connections"] == 1
 
@@ -222,7 +223,8 @@ async def test_many_streams_at_once(stage: Stage, client: aiohttp.ClientSession)
 
     async def one() -> int:
         async with post(client, front, events=10, pause_s=0.02) as answer:
-            return (await answer.read()).count(b"data: ")
+            content: bytes = await answer.read()
+            return content.count(b"data: ")
 
     assert set(await asyncio.gather(*(one() for _ in range(256)))) == {11}
     state = await front.link.state()
