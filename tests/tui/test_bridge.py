@@ -92,7 +92,7 @@ async def test_a_lost_keeper_is_said_with_the_age_of_what_is_shown_until_it_is_b
         assert app.selected == "mistral-7b"
         link.refuse_streams = None
         await until(pilot, lambda: "keeper lost" not in shown(pilot), "the keeper")
-        assert app.selected == "qwen2.5-7b"
+        assert app.selected == "mistral-7b"
 
 
 async def test_a_keeper_that_never_was_is_said_too() -> None:

@@ -39,7 +39,8 @@ FILES_EVERY_S = 5.0
 HISTORY_EVERY_S = 5.0
 NO_SERVERS = "No server yet. Choose a profile below; {key} starts it."
 NO_PROFILES = "No profile yet: gpubox profiles new NAME, or gpubox profiles import 'vllm serve …'"
-STOP_TOOLTIP = "Drain and stop it, asks if somebody may use it; again: kill it"
+RESTART_TOOLTIP = "Stop it, start it as it was started (asks if in use)"
+STOP_TOOLTIP = "Drain and stop it (asks if in use); again: kill it"
 
 
 class ServersScreen(GpuboxScreen):
@@ -50,8 +51,8 @@ class ServersScreen(GpuboxScreen):
     CHANGES = frozenset({"stop", "restart", "forget", "launch", "start"})
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "stop(False)", "Stop", id="server.stop", tooltip=STOP_TOOLTIP),
-        Binding("X", "stop(True)", "Kill", show=False, id="server.kill", tooltip="Kill it at once; asks as x does"),
-        Binding("r", "restart", "Restart", id="server.restart", tooltip="Stop it, start it as before; asks as x does"),
+        Binding("X", "stop(True)", "Kill", show=False, id="server.kill", tooltip="Kill it at once (asks if in use)"),
+        Binding("r", "restart", "Restart", id="server.restart", tooltip=RESTART_TOOLTIP),
         Binding("f", "fix", "Fix", id="server.fix", tooltip="Why it failed, and what to change"),
         Binding("d,delete", "forget", "Forget", id="server.forget", tooltip="Drop it from the list; its logs stay"),
         Binding("l", "visit('logs')", "Logs", id="server.logs", tooltip="Its log"),
