@@ -34,28 +34,37 @@ class Choices:
     folder: str | None
 
 
-def choices_of(profile: Profile, box: Box, wanted: Sequence[str] | None, environ: Mapping[str, str]) -> Choices:
+def choices_of(
+    profile: Profile, box: Box, wanted: Sequence[str] | None, environ: Mapping[str, str], *, held_bytes: int = 0
+) -> Choices:
     """Reckon each sensible choice: the GPUs that are named, or 1, 2, 4 and 8 of them where the model can be divided so.
 
-    `wanted` is `auto`, `cpu`, indices or UUID prefixes; None takes what the profile says. Raises NoSuchGpuError and
-    UsageError.
+    `wanted` is `auto`, `cpu`, indices or UUID prefixes; None takes what the profile says. `held_bytes` is what a server
+    of the profile that has slept holds of the host. Raises NoSuchGpuError and UsageError.
     """
     checkpoint = read_checkpoint(profile, environ)
     folder = None if isinstance(checkpoint, Missing) else str(checkpoint.folder)
     if profile.gpus == "cpu" or (wanted and tuple(wanted) == ("cpu",)):
         fits = [fit_here(profile, box, ("cpu",), environ, checkpoint)]
     elif wanted and tuple(wanted) != ("auto",):
-        fits = [fit_here(sized(profile, len(wanted), environ), box, wanted, environ, checkpoint)]
+        named = sized(profile, len(wanted), environ)
+        fits = [fit_here(named, box, wanted, environ, checkpoint, held_bytes=held_bytes)]
     else:
         profiles = [profile, *(_others(profile, checkpoint, box.gpus, environ) if not wanted else ())]
-        fits = [fit_here(one, box, ("auto",), environ, checkpoint) for one in profiles]
+        fits = [fit_here(one, box, ("auto",), environ, checkpoint, held_bytes=held_bytes) for one in profiles]
     good = [fit for fit in fits if fit.ok]
     advised = fits[0] if fits[0].ok else min(good, key=lambda fit: fit.gpu_count, default=None)
     return Choices(tuple(fits), advised, folder)
 
 
 def fit_here(
-    profile: Profile, box: Box, wanted: Sequence[str], environ: Mapping[str, str], checkpoint: Checkpoint | Missing
+    profile: Profile,
+    box: Box,
+    wanted: Sequence[str],
+    environ: Mapping[str, str],
+    checkpoint: Checkpoint | Missing,
+    *,
+    held_bytes: int = 0,
 ) -> Fit:
     """Reckon one choice, with the changes that make it fit; `wanted` is `auto`, `cpu`, or the GPUs themselves."""
     settings = read_settings(profile, environ)
@@ -79,7 +88,7 @@ def fit_here(
         named = tuple(find(gpus, name) for name in wanted)
         room = gpu_room(named, share=profile.shares) if len(named) == count else unknown_room(count)
     learned = learned_figures(profile, room.name)
-    own = estimate(profile, checkpoint, room, learned, environ)
+    own = estimate(profile, checkpoint, room, learned, environ, held_bytes=held_bytes)
     return with_advice(own, profile, checkpoint, rooms | {count: room}, learned, environ, better)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from backends.fit.asleep import Asleep, asleep
 from backends.fit.checkpoint import Checkpoint, read_checkpoint
 from backends.fit.layout import Layout, heads, model_context, read_layout
 from backends.fit.overhead import Overhead, Step, cpu_overhead, gpu_overhead, step_of
@@ -48,7 +49,7 @@ class Fit:
     `needed_bytes` is weights, KV cache and overhead together, of `usable_bytes` of which `free_bytes` are free.
     `longest_context` is what one conversation could have at most, `concurrency` how many of `max_model_len` tokens
     there could be at once. `learned` tells whether figures of an earlier start took part. The first of `changes` is the
-    smallest.
+    smallest. `asleep` is what it costs asleep, None where it does not sleep.
     """
 
     profile: str
@@ -74,6 +75,7 @@ class Fit:
     learned: bool
     arithmetic: tuple[str, ...] = ()
     changes: tuple[Remedy, ...] = ()
+    asleep: Asleep | None = None
 
     @property
     def overhead_bytes(self) -> int:
@@ -122,11 +124,13 @@ def estimate(
     room: Room,
     learned: StartFigures | None = None,
     environ: Mapping[str, str] | None = None,
+    *,
+    held_bytes: int = 0,
 ) -> Fit:
     """Reckon how `profile` fits into `room`; it is taken as it is, `backends.fit.advice` knows what to change.
 
     `learned` are the figures of a start with the same settings on such GPUs; `environ` is that of whoever starts it,
-    by default this process's own.
+    by default this process's own. `held_bytes` is what a server of the profile that has slept holds of the host.
     """
     from backends.fit.words import arithmetic
 
@@ -158,7 +162,8 @@ def estimate(
         longest_context=sums.longest,
         concurrency=sums.concurrency,
         learned=sums.overhead.learned or bool(learned and learned.kv_tokens),
-        arithmetic=arithmetic(case, sums, needed),
+        arithmetic=arithmetic(case, sums, needed, cost := asleep(profile, sums.weights, room.count, held_bytes)),
+        asleep=cost,
     )
 
 

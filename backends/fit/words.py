@@ -8,6 +8,7 @@ from backends.fit.layout import Layout
 from backends.snapshots import Missing
 
 if TYPE_CHECKING:
+    from backends.fit.asleep import Asleep
     from backends.fit.estimate import Case, Sums
 
 
@@ -20,8 +21,10 @@ def gib(amount_bytes: float) -> str:
     return f"{amount_bytes / (1 << 30):.1f} GiB"
 
 
-def arithmetic(case: Case, sums: Sums, needed: int | Missing) -> tuple[str, ...]:
-    """Return how the figures come about, a step a line."""
+def arithmetic(case: Case, sums: Sums, needed: int | Missing, cost: Asleep | None) -> tuple[str, ...]:
+    """Return how the figures come about, a step a line; the last is what it costs asleep, where it sleeps."""
+    from backends.fit.asleep import told
+
     settings, room, overhead = case.settings, case.room, sums.overhead
     source = "as its last start logged" if overhead.learned else "reckoned; its first start will tell"
     each = "" if room.count < 2 else " on each GPU"
@@ -48,6 +51,8 @@ def arithmetic(case: Case, sums: Sums, needed: int | Missing) -> tuple[str, ...]
     if isinstance(needed, int) and room.count:
         free = f", {gib(room.free_bytes)} can be had" if isinstance(room.free_bytes, int) else ""
         lines.append(_line(gib(needed), f"in all{each}{free}"))
+    if cost is not None:
+        lines.append(_line(*told(cost, room.count)))
     return tuple(lines)
 
 

@@ -51,6 +51,28 @@ def test_each_number_of_gpus_is_a_choice_and_the_profiles_own_is_advised(m7b: Pa
     assert weights == pytest.approx([12.24, 6.14, 3.1], rel=0.01)
 
 
+def test_what_sleep_costs_is_one_line(m7b: Path) -> None:
+    sleeper = profile_of(m7b, max_model_len=8192, gpu_memory_utilization=0.4).model_copy(update={"sleep": True})
+    (one, two, _) = choices_of(sleeper, BOX, None, {}).fits
+    assert one.asleep is not None
+    assert two.asleep is not None
+    assert isinstance(one.weights_bytes, int)
+    assert (one.asleep.host_bytes, one.asleep.measured) == (2 * one.weights_bytes, False)
+    assert isinstance(two.asleep.host_bytes, int)
+    assert two.asleep.host_bytes == pytest.approx(one.asleep.host_bytes, rel=0.02)
+    assert (
+        one.arithmetic[-1].split()
+        == "24.5 GiB of host memory while it sleeps (2 × its weights), and 1.7 GiB stay on the GPU".split()
+    )
+    known = choices_of(sleeper, BOX, ("0",), {}, held_bytes=25 * GIB).fits[0]
+    assert known.asleep is not None
+    assert (known.asleep.host_bytes, known.asleep.measured) == (25 * GIB, True)
+    assert "as it holds now" in known.arithmetic[-1]
+    awake = choices_of(profile_of(m7b), BOX, ("0",), {}).fits[0]
+    assert awake.asleep is None
+    assert not any("sleeps" in line for line in awake.arithmetic)
+
+
 def test_where_the_profiles_own_choice_fails_the_smallest_that_fits_is_advised(m7b: Path) -> None:
     found = choices_of(profile_of(m7b, max_model_len=32768, gpu_memory_utilization=0.1), BOX, None, {})
     assert [fit.verdict for fit in found.fits] == [Verdict.NO, Verdict.FITS, Verdict.FITS]

@@ -32,7 +32,11 @@ def fit(launchable: Launchable, intent: LaunchIntent, *, json: bool) -> int:
     Raises ProfileError, NoSuchGpuError and UsageError for what cannot be launched at all.
     """
     profile, _ = launchable.merged(intent)
-    choices = choices_of(profile, snapshot_now().box, intent.gpus, os.environ)
+    now = snapshot_now()
+    held = (
+        server.host_bytes for server in now.servers if (server.profile, server.model) == (profile.name, profile.model)
+    )
+    choices = choices_of(profile, now.box, intent.gpus, os.environ, held_bytes=max(held, default=0))
     if json:
         print(json_format.dumps(_as_json(choices), indent=2))
     else:
