@@ -33,8 +33,9 @@ from backends.snapshots import (
     dump,
     load,
 )
-from backends.switches import SwitchChoice
+from backends.switches import Level, SwitchChoice
 
+LEVELS: dict[str, Level | None] = {"": None, "1": 1, "2": 2}
 STATUS = {NoSuchServerError.code: 404, UsageError.code: 400, KeeperError.code: 500}
 
 
@@ -106,6 +107,14 @@ class Routes:
     async def switch_choices(self, _: Request) -> Response:
         """What a switch to each server would do now."""
         return _json(dump(await self._switching.choices(), tuple[SwitchChoice, ...]))
+
+    async def sleep(self, request: Request) -> Response:
+        """Put a server to sleep."""
+        name, asked = request.path_params["name"], request.query_params.get("level", "")
+        if asked not in LEVELS:
+            raise UsageError(f"{asked!r} is no level of sleep", "1 or 2")
+        await self._foreign.check(name)
+        return _json(dump(await self._servers.sleep(name, LEVELS[asked])))
 
     async def restart(self, request: Request) -> Response:
         """Restart a server, with the profile in the body where there is one."""
@@ -192,6 +201,7 @@ class Routes:
                 Route("/v1/servers", self.start, methods=["POST"]),
                 Route(name, self.forget, methods=["DELETE"]),
                 Route(f"{name}/stop", self.stop, methods=["POST"]),
+                Route(f"{name}/sleep", self.sleep, methods=["POST"]),
                 Route(f"{name}/restart", self.restart, methods=["POST"]),
                 Route(f"{name}/profile", self.profile),
                 Route(f"{name}/connection", self.connection),

@@ -89,6 +89,18 @@ class BoxWatch:
         read = await self.memory_now(uuids)
         return {uuid: one if isinstance(one, Missing) else one.free_bytes for uuid, one in read.items()}
 
+    def held_by(self, server: str) -> dict[str, int]:
+        """Return what a server holds of GPUs by the newest reading, in bytes by UUID; what cannot be seen is left out.
+
+        While a server lives that is of the last two seconds.
+        """
+        held: dict[str, int] = {}
+        for gpu in self._newest.gpus if self._newest is not None else ():
+            for process in () if isinstance(gpu.processes, Missing) else gpu.processes:
+                if process.is_ours and process.server == server and not isinstance(process.memory_bytes, Missing):
+                    held[gpu.uuid] = held.get(gpu.uuid, 0) + process.memory_bytes
+        return held
+
     async def host_available_bytes(self) -> int | Missing:
         """Return how much of the host's memory is to be had at this moment."""
         if self._sampler is None:

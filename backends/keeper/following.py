@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from backends.engines.sleeping import level_in
 from backends.errors import GpuboxError
+from backends.keeper.idle import Idleness
 from backends.keeper.ports import is_listened_on_by
 from backends.keeper.progress import StartWatch
 from backends.keeper.scouting import Scout
@@ -17,7 +20,7 @@ from backends.metrics.scrape import parse
 from backends.metrics.series import server_figures
 from backends.processes.facts import age_s, read_progress
 from backends.processes.logs import LogFollower
-from backends.snapshots import Missing, ServerState
+from backends.snapshots import Metrics, Missing, ServerState
 from backends.starts import StartProgress
 
 if TYPE_CHECKING:
@@ -108,11 +111,13 @@ def _differ(newer: StartProgress, shown: StartProgress | None) -> bool:
 async def _becomes_ready(subject: Subject, http: EngineHttp, watch: StartWatch) -> bool:
     """Ask the engine; an answer counts only where it comes from the server's own tree."""
     readiness = await subject.engine.probe(http, subject.server.served_name)
-    ours = readiness.ready and await asyncio.to_thread(_has_its_port, subject)
+    ours = (readiness.ready or readiness.sleeping) and await _has_its_port(subject)
     if not ours or subject.state is not ServerState.STARTING:
         return False
+    if subject.front is not None:
+        await subject.front.tell(ServerState.READY)
     now = time.time()
-    told = {
+    told: dict[str, Any] = {
         "ready_at": now,
         "kind": readiness.kind,
         "engine_version": readiness.version or watch.version,
@@ -126,41 +131,93 @@ async def _becomes_ready(subject: Subject, http: EngineHttp, watch: StartWatch) 
     return True
 
 
-async def follow_ready(subject: Subject, http: EngineHttp, scraped: asyncio.Event) -> None:
-    """Scrape once a second where the engine has metrics; a server that answers nothing for long is unresponsive."""
-    tracker, failures, next_health = MetricsTracker(), 0, 0.0
+async def follow_ready(
+    subject: Subject, http: EngineHttp, scraped: asyncio.Event, settle: Callable[[], Awaitable[None]]
+) -> None:
+    """Scrape once a second where the engine has metrics; a server that answers nothing for long is unresponsive.
+
+    `settle` is called where the engine's own word for whether it sleeps is not what is shown. One that has been idle
+    for as long as its profile says is put to sleep.
+    """
+    tracker, idleness, failures, next_health = MetricsTracker(), Idleness(subject), 0, 0.0
     if subject.server.progress is None and (launch := await subject.around.history.launch_of(subject.record)):
         done = StartProgress(time.time(), launch.stages, ratio=1.0, compile_cached=launch.compile_cached)
         subject.show(figures=launch.figures, progress=done)
-    while True:
-        begun = time.monotonic()
-        try:
-            if begun >= next_health:
-                next_health = begun + HEALTH_S
-                status, _ = await http.get("/health")
-                if status != 200:
-                    raise OSError(f"/health answers {status}")
-            if subject.engine.metrics_path is None:
-                metrics: object = Missing(f"{subject.engine.name} tells no metrics")
+    dozing: asyncio.Task[None] | None = None
+    try:
+        while True:
+            begun, since = time.monotonic(), subject.server.state_since
+            metrics: Metrics | Missing
+            try:
+                if begun >= next_health:
+                    next_health = begun + HEALTH_S
+                    status, _ = await http.get("/health")
+                    if status != 200:
+                        raise OSError(f"/health answers {status}")
+                if subject.engine.metrics_path is None:
+                    metrics = Missing(f"{subject.engine.name} tells no metrics")
+                else:
+                    _, body = await http.get(subject.engine.metrics_path)
+                    metrics = tracker.update(time.time(), parse(body))
+                trouble = await _trouble_at_the_front(subject)
+            except OSError as problem:
+                trouble = str(problem)
+                metrics = tracker.update(time.time(), Missing(trouble))
+            failures = failures + 1 if trouble else 0
+            _show_whether_it_answers(subject, failures, trouble)
+            if subject.server.state_since == since and _sleeps_otherwise(subject, metrics):
+                await settle()
+            subject.show(metrics=metrics)
+            subject.around.series.append(f"server {subject.name}", time.time(), server_figures(subject.server.metrics))
+            scraped.set()
+            if subject.state is ServerState.READY:
+                idleness.see(metrics, subject.front.seen if subject.front is not None else None)
             else:
-                _, body = await http.get(subject.engine.metrics_path)
-                metrics = tracker.update(time.time(), parse(body))
-            failures = 0
+                idleness.begin_anew()
+            if idleness.is_over and (dozing is None or dozing.done()):
+                idleness.begin_anew()
+                dozing = asyncio.create_task(subject.around.switching.sleep_idle(subject.name))
+            await asyncio.sleep(max(0.0, SCRAPE_S - (time.monotonic() - begun)))
+    finally:
+        if dozing is not None:
+            dozing.cancel()
+            await asyncio.gather(dozing, return_exceptions=True)
+
+
+async def _trouble_at_the_front(subject: Subject) -> str:
+    """Say what keeps requests from a server whose engine answers; empty where nothing does."""
+    if subject.front is not None:
+        try:
+            await subject.front.look()
         except OSError as problem:
-            failures += 1
-            metrics = tracker.update(time.time(), Missing(str(problem)))
-        if failures == UNRESPONSIVE_AFTER and subject.state is ServerState.READY:
-            subject.become(ServerState.UNRESPONSIVE)
-            subject.tell("unresponsive", f"does not answer: {metrics.reason if isinstance(metrics, Missing) else ''}")
-        elif failures == 0 and subject.state is ServerState.UNRESPONSIVE and not subject.doomed:
-            subject.become(ServerState.READY)
-            subject.tell("ready", "answers again")
-        subject.show(metrics=metrics)
-        subject.around.series.append(f"server {subject.name}", time.time(), server_figures(subject.server.metrics))
-        scraped.set()
-        await asyncio.sleep(max(0.0, SCRAPE_S - (time.monotonic() - begun)))
+            return str(problem)
+    return ""
 
 
-def _has_its_port(subject: Subject) -> bool:
+def _show_whether_it_answers(subject: Subject, failures: int, trouble: str) -> None:
+    if failures == UNRESPONSIVE_AFTER and subject.state in (ServerState.READY, ServerState.SLEEPING):
+        subject.become(ServerState.UNRESPONSIVE)
+        subject.tell("unresponsive", f"does not answer: {trouble}")
+    elif failures == 0 and subject.state is ServerState.UNRESPONSIVE and not subject.doomed:
+        asleep = subject.server.sleep is not None
+        subject.become(ServerState.SLEEPING if asleep else ServerState.READY)
+        subject.tell("ready", "answers again, asleep" if asleep else "answers again")
+
+
+def _sleeps_otherwise(subject: Subject, metrics: Metrics | Missing) -> bool:
+    """Whether the engine tells of a sleep, or none, other than what is shown."""
+    if isinstance(metrics, Missing) or isinstance(metrics.sleep_state, Missing):
+        return False
+    level = level_in(metrics.sleep_state)
+    if level is None or not subject.server.can_sleep:
+        return False
+    if subject.state is ServerState.READY:
+        return level != 0
+    return subject.state is ServerState.SLEEPING and level == 0
+
+
+async def _has_its_port(subject: Subject) -> bool:
+    if subject.front is not None:
+        return await subject.front.listens()
     facts = subject.facts()
-    return facts is not None and is_listened_on_by(facts.guard.pid, subject.record.port)
+    return facts is not None and await asyncio.to_thread(is_listened_on_by, facts.guard.pid, subject.record.port)

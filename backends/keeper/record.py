@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -19,6 +20,7 @@ from backends import paths
 from backends.processes.facts import is_alive, read_facts
 from backends.snapshots import Missing, ModelKind, Server, ServerState, dump, load
 from backends.starts import Card, Exit
+from backends.switches import Level, Sleep
 
 if TYPE_CHECKING:
     from backends.engines.base import Engine
@@ -37,6 +39,11 @@ class Record:
     not `wanted` any more is to be followed by another, `retry_at` when one that failed is. `reserved` is what the
     ledger grants, bytes by the GPU's UUID (None: all of it); `gated` says that the start waits for its turn,
     `oom_kills` how often the kernel had killed for want of memory before it. `profile_digest` is as in StartRequest.
+
+    Of a server that sleeps: `uds` is its engine's socket, `port` then that of its front; `spare` says that it is to
+    sleep as soon as it is ready. `asked_level` is how deep it was told to sleep (None: to be awake), `changing` what of
+    that has begun and not ended. `awake_bytes` and `asleep_bytes` are what it was seen to take of its GPUs, by UUID;
+    `host_bytes` is what it has pinned of the host's memory.
     """
 
     name: str
@@ -69,6 +76,14 @@ class Record:
     cause: str | None = None
     ended: bool = False
     profile_digest: str | None = None
+    uds: str | None = None
+    spare: bool = False
+    asked_level: Level | None = None
+    changing: Literal["sleep", "wake"] | None = None
+    awake_bytes: dict[str, int] = field(default_factory=dict)
+    asleep_bytes: dict[str, int] = field(default_factory=dict)
+    host_bytes: int = 0
+    last_used_at: float | None = None
     schema: int = 1
 
     @property
@@ -87,14 +102,22 @@ class Record:
         return self.folder / "progress.json"
 
 
+def engine_socket_of(name: str, launch: str) -> str:
+    """Return where the engine of a launch listens that has a front before it."""
+    return str(paths.engine_socket(paths.server_dir(name) / launch))
+
+
 def first_state(record: Record) -> ServerState:
     """Return the state that a launch begins in."""
     return ServerState.QUEUED if record.gated else ServerState.STARTING
 
 
-def save(record: Record) -> None:
-    """Write a record, whole or not at all; raises OSError."""
-    _write(record, paths.private(paths.server_dir(record.name)) / "server.json")
+def save(record: Record, *, durable: bool = True) -> None:
+    """Write a record, whole or not at all; raises OSError.
+
+    One that is not `durable` outlasts the keeper, not a power cut: that is enough of what ends with its engine.
+    """
+    _write(record, paths.private(paths.server_dir(record.name)) / "server.json", durable=durable)
 
 
 def keep_copy(record: Record) -> None:
@@ -102,13 +125,14 @@ def keep_copy(record: Record) -> None:
     _write(record, paths.private(record.folder) / COPY)
 
 
-def _write(record: Record, path: Path) -> None:
+def _write(record: Record, path: Path, *, durable: bool = True) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(dump(record))
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     partial.replace(path)
 
 
@@ -204,4 +228,7 @@ def server_of(record: Record, profile: Profile, engine: Engine, state: ServerSta
         why=record.why,
         warnings=record.warnings,
         profile_digest=record.profile_digest,
+        can_sleep=record.uds is not None,
+        sleep=Sleep(record.asked_level, time.time()) if record.asked_level and not record.ended else None,
+        host_bytes=0 if record.ended else record.host_bytes,
     )

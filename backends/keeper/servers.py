@@ -18,7 +18,7 @@ from backends.errors import ConflictError, NoSuchServerError, ProfileError, Usag
 from backends.keeper.allocation import choose_gpus, fixed_need, reserved
 from backends.keeper.launching import launch_name
 from backends.keeper.ports import choose_port
-from backends.keeper.record import Record, first_state, read_all, save
+from backends.keeper.record import Record, engine_socket_of, first_state, read_all, save
 from backends.keeper.supervisor import Supervisor
 from backends.keeper.surroundings import Surroundings
 from backends.processes.facts import ProcessFacts, read_facts
@@ -35,6 +35,7 @@ from backends.snapshots import (
     ServerUpdate,
     StartRequest,
 )
+from backends.switches import Level
 from profiles.errors import InvalidProfileError
 from profiles.schema import Profile, parse_profile
 from profiles.secrets import resolve_secrets
@@ -51,6 +52,7 @@ class Servers:
         self._around = around
         self._supervisors: dict[str, Supervisor] = {}
         self._granting = asyncio.Lock()
+        self._sleeping: set[asyncio.Task[None]] = set()
 
     def snapshots(self) -> tuple[Server, ...]:
         """Return the newest state of each server, by name."""
@@ -149,6 +151,7 @@ class Servers:
         wanted = profile.port if request.port is None else request.port
         fixed = wanted if isinstance(wanted, int) and wanted > 0 else None
         now = time.time()
+        launch = launch_name(now)
         return Record(
             name=name,
             profile=request.profile,
@@ -158,7 +161,7 @@ class Servers:
             port=choose_port(profile.host, fixed, self.taken_ports()),
             any_port=fixed is None,
             asked_port=request.port,
-            launch=launch_name(now),
+            launch=launch,
             log_path=str(new_log_path(paths.private(paths.log_dir()), name, now)),
             launched_at=now,
             why=chosen.why,
@@ -167,6 +170,8 @@ class Servers:
             reserved=reserved(profile, chosen.gpus, fixed_bytes),
             gated=profile.shares and bool(chosen.gpus),
             profile_digest=request.profile_digest,
+            uds=engine_socket_of(name, launch) if engine_named(profile.engine).can_sleep(profile) else None,
+            spare=request.asleep,
         )
 
     def stop(self, name: str, *, force: bool) -> Server:
@@ -175,6 +180,26 @@ class Servers:
         if supervisor.server.is_live:
             supervisor.stop(force=force)
         return supervisor.server
+
+    async def sleep(self, name: str, level: Level | None = None) -> Server:
+        """Put a server to sleep, at the level for which there is room where none is given; returns once it begins.
+
+        Raises ConflictError where it cannot sleep now; how it goes on is told as events.
+        """
+        supervisor = self._named(name)
+        chosen = await self._around.switching.level_for(name, level)
+        sleeping = asyncio.create_task(supervisor.sleep(chosen), name=f"sleep {name}")
+        self._sleeping.add(sleeping)
+        sleeping.add_done_callback(self._slept)
+        await asyncio.sleep(0)
+        if sleeping.done():
+            await sleeping
+        return supervisor.server
+
+    def _slept(self, task: asyncio.Task[None]) -> None:
+        self._sleeping.discard(task)
+        if not task.cancelled() and isinstance(problem := task.exception(), Exception):
+            log.info("%s: %s", task.get_name(), problem)
 
     async def restart(self, name: str, profile: dict[str, Any] | None = None) -> Server:
         """Start a server again as it was started; where it lives, stop it first and keep its GPUs.
@@ -218,6 +243,8 @@ class Servers:
 
     async def detach(self) -> None:
         """Stop following all servers, and leave them running."""
+        for task in self._sleeping:
+            task.cancel()
         await asyncio.gather(*(supervisor.detach() for supervisor in self._supervisors.values()))
 
     def _named(self, name: str) -> Supervisor:
@@ -246,9 +273,16 @@ def _state_on_record(record: Record, facts: ProcessFacts | Missing) -> ServerSta
     if not record.wanted or facts.phase == "stopping":
         return ServerState.STOPPING
     if record.ready_at is not None:
-        return ServerState.READY
+        return _state_by_sleep(record)
     at_gate = record.gated and facts.phase in ("starting", "running") and facts.step != ENGINE_LABEL
     return ServerState.QUEUED if at_gate else ServerState.STARTING
+
+
+def _state_by_sleep(record: Record) -> ServerState:
+    """Return what a server was last told to be, until its engine has been asked."""
+    if record.changing is not None:
+        return ServerState.FALLING_ASLEEP if record.changing == "sleep" else ServerState.WAKING
+    return ServerState.READY if record.asked_level is None else ServerState.SLEEPING
 
 
 def _promised(gpu: Gpu, grant: Grant | None) -> Gpu:

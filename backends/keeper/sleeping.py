@@ -1,16 +1,350 @@
-"""Putting one server to sleep and waking it, step by step."""
+"""Putting one server to sleep and waking it, step by step; and the engine's own word for whether it sleeps."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, NoReturn
+
+from backends.engines.http import EngineHttp
+from backends.engines.sleeping import fall_asleep, sleep_level, take_step, wake_steps
+from backends.errors import GpuboxError, SleepFailedError, WakeFailedError
+from backends.keeper.rooms import GIB, LEFT_ASLEEP_BYTES, claim, resize
+from backends.processes.facts import signal as send_signal
+from backends.snapshots import Missing, ServerState
+from backends.starts import Stage
+from backends.switches import Level, Sleep
+
+if TYPE_CHECKING:
+    from backends.gpus.sampler import MemoryNow
+    from backends.keeper.subject import Subject
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[str], AbstractAsyncContextManager[object]]
 """Called with the name of each step (as in SwitchStep) to make the context in which that step is taken."""
+
+MEMORY_GONE_S = 3.0
+MEMORY_LOOK_S = 0.01
+SETTLES_WITHIN_S = 900.0
+"""An engine that is falling asleep or waking answers whether it sleeps once that is over."""
 
 
 @contextlib.asynccontextmanager
 async def untimed(_: str) -> AsyncIterator[None]:
     """Take a step that nobody times."""
     yield
+
+
+class Sleeper:
+    """Changes one server between awake and asleep, one change at a time; a stop, or its end, wins over each."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._task: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()
+        self.failed_to_wake: str | None = None
+
+    async def sleep(
+        self,
+        level: Level,
+        *,
+        drain_s: float | None = None,
+        on_step: OnStep = untimed,
+        only_idle: bool = False,
+        keeps_room: bool = False,
+    ) -> None:
+        """See Supervisor.sleep; one that `keeps_room` stays granted all that it needs awake."""
+        await self._over()
+        subject = self._subject
+        if subject.state is ServerState.SLEEPING and subject.server.sleep is not None:
+            if subject.server.sleep.level >= level:
+                return
+            self._refuse_sleep("sleeps at level 1", "it must wake before it can sleep at level 2")
+        if not subject.server.can_sleep:
+            self._refuse_sleep("cannot sleep", "set sleep = true in its profile, and start it again")
+        if subject.state is not ServerState.READY:
+            self._refuse_sleep(f"is {subject.state}", "")
+        subject.become(ServerState.FALLING_ASLEEP, stage=Stage("drain", time.time()))
+        subject.keep(durable=False, asked_level=level, changing="sleep", last_used_at=subject.last_used_at)
+        drain_s = subject.profile.drain_s if drain_s is None else drain_s
+        work = self._fall_asleep(level, None if only_idle else drain_s, on_step, keeps_room=keeps_room)
+        await self._carry_out(work, SleepFailedError)
+
+    async def wake(self, *, on_step: OnStep = untimed) -> None:
+        """See Supervisor.wake."""
+        await self._over()
+        subject = self._subject
+        if subject.state is ServerState.READY:
+            return
+        if subject.state is not ServerState.SLEEPING or subject.server.sleep is None:
+            raise WakeFailedError(f"server {subject.name} is {subject.state}")
+        # The state is told first: nobody else may begin to change it.
+        subject.become(ServerState.WAKING, stage=Stage("memory", time.time()))
+        await self._carry_out(self._wake(subject.server.sleep.level, on_step), WakeFailedError)
+
+    async def settle(self) -> None:
+        """Go by the engine's own word to where it is: asleep, or awake. A wake that was begun is carried on."""
+        if self._task is None or self._task.done():
+            with contextlib.suppress(GpuboxError):
+                await self._carry_out(self._settle(), SleepFailedError)
+
+    async def begin(self) -> None:
+        """Do what is to be done once it is ready for the first time: sleep as a spare, or be primed by sleeping once.
+
+        The second sleep at level 1 is fast, since it has its host memory by then.
+        """
+        subject = self._subject
+        if not (subject.record.spare or subject.profile.prime) or not subject.server.can_sleep:
+            return
+        try:
+            level = await subject.around.switching.level_for(subject.name)
+            if subject.record.spare:
+                await self.sleep(level)
+            elif level == 1:
+                begun = time.monotonic()
+                await self.sleep(1, only_idle=True, keeps_room=True)
+                await self.wake()
+                subject.tell("primed", f"primed in {time.monotonic() - begun:.1f} s: its next sleep is fast")
+            else:
+                subject.tell("primed", "not primed: there is no host memory for a sleep at level 1")
+        except GpuboxError as problem:
+            if subject.state is ServerState.READY:
+                subject.tell("sleep-failed", f"stays awake: {problem.message}")
+
+    def overtake(self) -> None:
+        """Give up what is being changed: the server is being stopped, or its engine has ended."""
+        if self._task is not None and self.failed_to_wake is None:
+            self._task.cancel()
+
+    def gone(self) -> None:
+        """Let go who waits for the end of an engine that did not wake."""
+        self._gone.set()
+
+    def begin_again(self) -> None:
+        """Forget the launch before."""
+        self._gone.clear()
+        self.failed_to_wake = None
+
+    async def detach(self) -> None:
+        """Leave the engine as it is: the next keeper asks it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _over(self) -> None:
+        """Wait for the end of the change that goes on."""
+        if self._task is not None and not self._task.done():
+            await asyncio.wait({self._task})
+
+    async def _carry_out(self, work: Coroutine[None, None, None], failure: type[GpuboxError]) -> None:
+        """Do something to its end even where whoever asks for it goes away; raises GpuboxError."""
+        task = self._task = asyncio.create_task(work, name=f"sleep of {self._subject.name}")
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            raise failure(f"server {self._subject.name} was stopped or ended meanwhile") from None
+
+    def _refuse_sleep(self, why: str, hint: str) -> NoReturn:
+        raise SleepFailedError(f"server {self._subject.name} {why}", hint)
+
+    def _http(self, read_s: float = 5.0) -> EngineHttp:
+        subject = self._subject
+        return EngineHttp(subject.server.address, subject.api_key(), uds=subject.record.uds, read_s=read_s)
+
+    @contextlib.asynccontextmanager
+    async def _step(self, on_step: OnStep, name: str) -> AsyncIterator[None]:
+        self._subject.show(stage=Stage(name, time.time()))
+        async with on_step(name):
+            yield
+
+    async def _fall_asleep(self, level: Level, drain_s: float | None, on_step: OnStep, *, keeps_room: bool) -> None:
+        subject, box = self._subject, self._subject.around.box
+        begun, uuids = time.monotonic(), subject.record.gpus
+        async with self._http() as http:
+            async with self._step(on_step, "drain"):
+                await self._drain(drain_s)
+            before, host_before = await asyncio.gather(box.memory_now(uuids), box.host_available_bytes())
+            held = box.held_by(subject.name)
+            try:
+                async with self._step(on_step, "sleep"):
+                    await fall_asleep(http, level)
+            except OSError as problem:
+                await self._stay_awake(http, level, problem)
+        async with self._step(on_step, "memory"):
+            left = await self._memory_gone(before, held)
+        host_after = await box.host_available_bytes()
+        if level == 1 and not isinstance(host_before, Missing) and not isinstance(host_after, Missing):
+            pinned = max(subject.record.host_bytes, host_before - host_after)
+            subject.keep(durable=False, host_bytes=pinned)
+        await self._lie_down(level, left, keeps_room=keeps_room)
+        took_s = time.monotonic() - begun
+        subject.tell("asleep", f"asleep at level {level} after {took_s:.2f} s{_pinned(subject.record.host_bytes)}")
+
+    async def _drain(self, drain_s: float | None) -> None:
+        """Keep requests from the engine, and let those that run end; None: it must have none."""
+        subject, front = self._subject, self._subject.front
+        if front is None:
+            return
+        if drain_s is not None:
+            cut = (await front.drain(drain_s)).aborted
+            if cut:
+                subject.tell("aborted", f"{cut} request{'' if cut == 1 else 's'} cut off after {drain_s:g} s")
+            return
+        await front.tell()
+        if front.seen is not None and front.seen.in_flight:
+            await self._be_awake()
+            raise SleepFailedError(f"server {subject.name} has work again")
+
+    async def _stay_awake(self, http: EngineHttp, level: Level, problem: OSError) -> None:
+        """See where an engine is that did not take the call to sleep; returns where it sleeps all the same."""
+        with contextlib.suppress(OSError):
+            if await sleep_level(http, level):
+                return
+        await self._be_awake()
+        self._subject.tell("sleep-failed", f"stays awake: {problem}")
+        raise SleepFailedError(f"server {self._subject.name} did not fall asleep: {problem}")
+
+    async def _memory_gone(self, before: Mapping[str, MemoryNow | Missing], held: Mapping[str, int]) -> dict[str, int]:
+        """Wait until NVML shows that the engine has given memory back; returns what it has left, in bytes by UUID."""
+        subject, deadline = self._subject, time.monotonic() + MEMORY_GONE_S
+        while True:  # NVML tells of no event
+            now = await subject.around.box.memory_now(subject.record.gpus)
+            awake: dict[str, int] = {}
+            left: dict[str, int] = {}
+            stuck = []
+            for uuid, memory in now.items():
+                earlier = before[uuid]
+                if isinstance(memory, Missing) or isinstance(earlier, Missing):
+                    continue
+                freed = earlier.used_bytes - memory.used_bytes
+                awake[uuid] = held.get(uuid) or subject.record.reserved.get(uuid) or earlier.used_bytes
+                left[uuid] = max(0, awake[uuid] - freed)
+                if freed < awake[uuid] // 2:
+                    stuck.append(uuid)
+            if not stuck or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(MEMORY_LOOK_S)
+        if stuck:
+            still = ", ".join(f"{left[uuid] / GIB:.1f} GiB of {uuid[:12]}" for uuid in stuck)
+            subject.tell("memory", f"sleeps, but has not given its memory back: {still}")
+        subject.keep(durable=False, awake_bytes=awake, asleep_bytes=left)
+        return left
+
+    async def _lie_down(self, level: Level, left: Mapping[str, int], *, keeps_room: bool = False) -> None:
+        """Be asleep: in the ledger, at the front, in the record, and for all to see."""
+        subject = self._subject
+        if not keeps_room:
+            await asyncio.to_thread(resize, subject.around.ledger, subject.record, left)
+        subject.keep(durable=False, asked_level=level, changing=None)
+        subject.become(
+            ServerState.SLEEPING,
+            stage=None,
+            sleep=Sleep(level, time.time()),
+            host_bytes=subject.record.host_bytes,
+            idle=None,
+        )
+        if subject.front is not None:
+            await subject.front.tell()
+        subject.around.box.look_now()
+
+    async def _be_awake(self) -> None:
+        """Be ready: in the record, for all to see, and at the front."""
+        subject = self._subject
+        subject.last_used_at = time.time()
+        subject.keep(durable=False, asked_level=None, changing=None)
+        if subject.front is not None:
+            await subject.front.tell(ServerState.READY)
+        if subject.state is not ServerState.READY:
+            subject.become(ServerState.READY, stage=None, sleep=None)
+        subject.around.box.look_now()
+
+    async def _wake(self, level: Level, on_step: OnStep) -> None:
+        subject, begun = self._subject, time.monotonic()
+        if subject.front is not None:
+            await subject.front.tell()
+        try:
+            await self._take_room()
+        except GpuboxError as problem:
+            subject.become(ServerState.SLEEPING, stage=None)
+            if subject.front is not None:
+                await subject.front.tell()
+            raise WakeFailedError(f"server {subject.name} cannot wake: {problem.message}", problem.hint) from None
+        subject.keep(durable=False, changing="wake")
+        await self._wake_up(level, on_step)
+        subject.tell("awake", f"awake after {time.monotonic() - begun:.2f} s")
+
+    async def _take_room(self) -> None:
+        """Be granted all that it needs, where that is granted to nobody else and NVML shows it free."""
+        subject = self._subject
+        memory = await subject.around.box.memory_now(subject.record.gpus)
+        promised = subject.around.switching.promised(subject.name)
+        await asyncio.to_thread(claim, subject.around.ledger, subject.record, memory, promised)
+
+    async def _wake_up(self, level: Level, on_step: OnStep) -> None:
+        """Make the engine's calls, and see that it is awake; one that is not is ended."""
+        try:
+            async with self._http() as http:
+                for step in wake_steps(level):
+                    async with self._step(on_step, step.name):
+                        await take_step(http, step)
+                if await sleep_level(http, level):
+                    raise OSError("the engine says that it still sleeps")
+        except OSError as problem:
+            await self._give_up(str(problem))
+        await self._be_awake()
+
+    async def _give_up(self, why: str) -> NoReturn:
+        """End an engine that is half awake, and wait until it is gone and its memory back."""
+        self.failed_to_wake = why
+        subject = self._subject
+        facts = subject.facts()
+        subject.tell("wake-failed", f"did not wake: {why}")
+        if facts is not None:
+            send_signal(facts.shim, signal.SIGQUIT)
+        await self._gone.wait()
+        raise WakeFailedError(
+            f"server {subject.name} did not wake, and was ended: {why}", f"gpubox logs {subject.name}"
+        )
+
+    async def _settle(self) -> None:
+        subject = self._subject
+        changing, asked = subject.record.changing, subject.record.asked_level
+        try:
+            async with self._http(SETTLES_WITHIN_S if changing else 5.0) as http:
+                level = await sleep_level(http, asked or 1)
+                if level == 0 and changing == "wake" and asked is not None:
+                    # All that wakes it was done but for what comes last, which may be done twice.
+                    for step in wake_steps(asked)[3:]:
+                        await take_step(http, step)
+        except OSError as problem:
+            log.warning("%s does not say whether it sleeps: %s", subject.name, problem)
+            if subject.state in (ServerState.FALLING_ASLEEP, ServerState.WAKING):
+                subject.become(ServerState.READY, stage=None)  # until it answers it will be seen not to
+            return
+        if level == 0:
+            if subject.state is not ServerState.READY or subject.record.asked_level is not None:
+                await asyncio.to_thread(resize, subject.around.ledger, subject.record, subject.record.reserved)
+                await self._be_awake()
+        elif changing == "wake":
+            await self._wake_up(level, untimed)
+        elif subject.state is not ServerState.SLEEPING or subject.record.asked_level != level or changing:
+            await subject.around.box.fresh()
+            held = subject.around.box.held_by(subject.name)
+            known = subject.record.asleep_bytes
+            left = {uuid: held.get(uuid) or known.get(uuid) or LEFT_ASLEEP_BYTES for uuid in subject.record.gpus}
+            if subject.state is ServerState.SLEEPING:
+                subject.become(ServerState.READY, stage=None)
+            await self._lie_down(level, left)
+
+
+def _pinned(host_bytes: int) -> str:
+    return f"; {host_bytes / GIB:.1f} GiB of host memory hold its weights" if host_bytes >= GIB // 10 else ""

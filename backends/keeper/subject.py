@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backends.engines.base import Engine
+from backends.keeper.fronts import Front
 from backends.keeper.record import Record, first_state, save, server_of
 from backends.keeper.states import check
 from backends.keeper.surroundings import Surroundings
@@ -24,6 +25,7 @@ class Subject:
     """What a server's supervisor and those who follow its engine share; `server` is what clients see.
 
     `doomed` says that a process has died which the engine cannot do without: whatever it answers, it is not well.
+    `front` is there where the engine listens on a socket; `last_used_at` is when it last had work, as far as is known.
     """
 
     def __init__(
@@ -35,6 +37,8 @@ class Subject:
         self.around = around
         self.doomed = False
         self.server = server_of(record, profile, engine, state)
+        self.last_used_at = record.last_used_at or record.ready_at or record.launched_at
+        self.front = Front(self) if record.uds is not None else None
 
     @property
     def name(self) -> str:
@@ -64,11 +68,11 @@ class Subject:
         self.server = replace(self.server, **changes)  # type: ignore[arg-type]
         self.around.hub.publish(ServerUpdate(self.server))
 
-    def keep(self, **changes: object) -> None:
-        """Change the record, on disk too."""
+    def keep(self, *, durable: bool = True, **changes: object) -> None:
+        """Change the record, on disk too; what is not `durable` a power cut may undo."""
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]
         try:
-            save(self.record)
+            save(self.record, durable=durable)
         except OSError as problem:
             log.warning("the record of %s cannot be written: %s", self.name, problem)
 
@@ -83,7 +87,14 @@ class Subject:
 
     def running_requests(self) -> int:
         """Return how many requests the engine works on or has waiting, as far as it tells."""
-        metrics = self.server.metrics
+        metrics, seen = self.server.metrics, self.front.seen if self.front is not None else None
+        passed = seen.in_flight if seen is not None else 0
         if isinstance(metrics, Missing) or isinstance(metrics.running, Missing):
-            return 0
-        return metrics.running + (0 if isinstance(metrics.waiting, Missing) else metrics.waiting)
+            return passed
+        return max(passed, metrics.running + (0 if isinstance(metrics.waiting, Missing) else metrics.waiting))
+
+    def api_key(self) -> str | None:
+        """Return the key that the engine asks for, from where the profile says it is."""
+        from profiles.secrets import resolve_secrets
+
+        return resolve_secrets(self.profile, self.record.environ).get("VLLM_API_KEY")

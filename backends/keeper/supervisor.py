@@ -8,28 +8,29 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backends import paths
-from backends.diagnosis.ended import oom_kills
-from backends.engines.base import Engine, Placement
+from backends.engines.base import Engine
 from backends.engines.http import EngineHttp
-from backends.errors import GpuboxError, SleepFailedError, WakeFailedError
-from backends.keeper.allocation import grant_again, indices_of
-from backends.keeper.ending import LONGEST_BACKOFF_S, Verdict, judge, next_attempt
+from backends.errors import GpuboxError
+from backends.keeper.concluding import await_guard, judge_end, stopped_text
+from backends.keeper.ending import LONGEST_BACKOFF_S, Verdict, next_attempt
 from backends.keeper.following import StartTimeoutError, follow_ready, follow_start
-from backends.keeper.launching import engine_environ, launch_name, lock_path, readable, shim_spec, tidy
+from backends.keeper.launching import launch_name, readable
 from backends.keeper.ports import choose_port
-from backends.keeper.record import Record, erase, keep_copy
-from backends.keeper.sleeping import OnStep, untimed
+from backends.keeper.record import Record, engine_socket_of, erase
+from backends.keeper.rooms import needs_of
+from backends.keeper.sleeping import OnStep, Sleeper, untimed
+from backends.keeper.starting import await_shim, start_engine
 from backends.keeper.subject import Subject
 from backends.keeper.surroundings import Surroundings
-from backends.keeper.turns import Turn, gate_path
+from backends.keeper.turns import Turn
 from backends.keeper.vitals import watch_vitals
-from backends.processes.facts import ask_again, is_alive, open_pidfd
+from backends.processes.facts import is_alive, open_pidfd
 from backends.processes.facts import signal as send_signal
-from backends.processes.launch import launch
 from backends.processes.logs import new_log_path
 from backends.snapshots import Missing, Server, ServerState
 from backends.switches import Level
@@ -38,10 +39,6 @@ if TYPE_CHECKING:
     from profiles.schema import Profile
 
 log = logging.getLogger(__name__)
-
-LOOK_S = 0.25
-SHIM_SPEAKS_S = 5.0
-GUARD_SPEAKS_S = 10.0
 
 
 class Supervisor:
@@ -52,6 +49,7 @@ class Supervisor:
     ) -> None:
         self._subject = Subject(record, profile, engine, around, state)
         self._turn = Turn(self._subject)
+        self._sleeper = Sleeper(self._subject)
         self._took_too_long: str | None = None
         self._scraped = asyncio.Event()
         self._stop_asked = asyncio.Event()
@@ -94,25 +92,31 @@ class Supervisor:
         Returns once it sleeps and its memory is back; with `only_idle` it stays awake where it has work after all.
         Raises SleepFailedError, also where it is stopped or ends meanwhile, and where it does not serve.
         """
-        raise SleepFailedError(f"server {self.record.name} cannot sleep")
+        await self._sleeper.sleep(level, drain_s=drain_s, on_step=on_step, only_idle=only_idle)
 
     async def wake(self, *, on_step: OnStep = untimed) -> None:
-        """Wake the engine where all that it needs is free on its GPUs; returns once it serves again.
+        """Wake the engine where all that it needs is free on its GPUs; returns once it serves, at once where it does.
 
         One that fails to wake is ended, and its memory waited for. Raises WakeFailedError, also where there is no room
         (it sleeps on then), where it is stopped or ends meanwhile, and where it does not sleep.
         """
-        raise WakeFailedError(f"server {self.record.name} does not sleep")
+        await self._sleeper.wake(on_step=on_step)
+
+    async def expect(self, *, soon: bool) -> None:
+        """Have its front hold requests while it sleeps, since it is to be woken soon; or no longer."""
+        if self._subject.front is not None and self._subject.front.expects != soon:
+            self._subject.front.expects = soon
+            await self._subject.front.tell()
 
     @property
     def needs(self) -> dict[str, int | None]:
         """What it takes of its GPUs awake, in bytes by UUID; None is all of one, or not known."""
-        return self.record.reserved
+        return needs_of(self.record)
 
     @property
     def last_used_at(self) -> float:
         """When it last had work, as far as is known; when it was ready where it had none."""
-        return self.record.ready_at or self.record.launched_at
+        return self._subject.last_used_at
 
     def _end(self, *, again: bool, force: bool) -> None:
         self._subject.keep(wanted=False, again=again)
@@ -123,6 +127,7 @@ class Supervisor:
             if not force:
                 return
             self._stopping.cancel()
+        self._sleeper.overtake()
         if self.server.state is ServerState.READY and self._subject.running_requests() and not force:
             self._subject.become(ServerState.DRAINING)
         elif self.server.state is not ServerState.STOPPING:
@@ -141,6 +146,7 @@ class Supervisor:
 
     async def detach(self) -> None:
         """Stop following, and leave the engine alone: the keeper ends."""
+        await self._sleeper.detach()
         for task in (self._stopping, self._task):
             if task is not None:
                 task.cancel()
@@ -157,7 +163,7 @@ class Supervisor:
             while True:
                 problem = None
                 if adopted:
-                    await self._await_shim()
+                    await await_shim(self._subject)
                 else:
                     problem = await self._launch()
                 if problem is None:
@@ -177,55 +183,14 @@ class Supervisor:
 
     async def _launch(self) -> str | None:
         """Start the shim; returns why that failed, if it did."""
-        from profiles.secrets import resolve_secrets
-
-        profile = self._subject.profile
         try:
-            grants = await self._placed()
-            record = self.record
-            placement = Placement(record.gpu_indices, record.port, record.environ)
-            plan = self._subject.engine.plan(profile, placement)
-            secrets = resolve_secrets(profile, record.environ)
-            environ = engine_environ(record.environ, plan, profile, secrets, record.gpu_indices)
-            self._subject.keep(oom_kills=await asyncio.to_thread(oom_kills, os.getpid()))
-            await asyncio.to_thread(keep_copy, self.record)
-            if record.gated:
-                os.mkfifo(gate_path(record.folder), 0o600)
-            spec, held = shim_spec(record, profile, plan, environ, grants), self._subject.around.ledger
-            await asyncio.to_thread(launch, spec, record.folder, inherited=held.descriptors(record.name))
-            await asyncio.to_thread(tidy, record, profile.logs.keep)
+            await start_engine(self._subject)
         except (GpuboxError, OSError, ValueError) as problem:
             return str(problem)
-        self._subject.tell("started", f"started on {self._where()}, port {record.port}")
+        self._subject.tell("started", f"started on {self._where()}, port {self.record.port}")
         if self._stop_asked.is_set():
             self._signal(signal.SIGTERM)
         return None
-
-    async def _placed(self) -> tuple[str, ...]:
-        """See that the GPUs are there and still granted, and return the ledger's files; raises GpuboxError."""
-        record, ledger = self.record, self._subject.around.ledger
-        if not record.gpus:
-            return ()
-        box = await self._subject.around.box.fresh()
-        indices = indices_of(record.gpus, box)
-        if indices != record.gpu_indices:
-            self._subject.keep(gpu_indices=indices)
-            self._subject.show(gpu_indices=indices)
-        files = ledger.files(record.name)
-        if len(files) < len(record.gpus):
-            return await asyncio.to_thread(grant_again, ledger, record.name, record.reserved)
-        return files
-
-    async def _await_shim(self) -> None:
-        """Give a shim that the keeper before us was just starting, when it died, the time to say so.
-
-        Facts that cannot be read although the shim lives are asked for again.
-        """
-        if self._subject.facts() is None:
-            await asyncio.to_thread(ask_again, lock_path(self.record.name))
-        deadline = time.monotonic() + SHIM_SPEAKS_S
-        while self._subject.facts() is None and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_S)
 
     async def _attend(self) -> None:
         """Follow the engine until its shim is gone."""
@@ -233,7 +198,7 @@ class Supervisor:
         shim = facts.shim if facts else None
         descriptor = open_pidfd(shim) if shim else None
         if descriptor is None:
-            await self._await_guard()
+            await await_guard(self._subject)
             return
         if facts and facts.engine:
             self._subject.show(pid=facts.engine.pid)
@@ -246,43 +211,51 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await living
             self._turn.give_back()
-        await self._await_guard()
-
-    async def _await_guard(self) -> None:
-        """Wait for the guard of a shim that was killed: it ends the tree, and writes down how that went."""
-        facts = self._subject.facts()
-        descriptor = open_pidfd(facts.guard) if facts and facts.phase != "exited" else None
-        if descriptor is not None:
-            try:
-                async with asyncio.timeout(GUARD_SPEAKS_S):
-                    await readable(descriptor)
-            except TimeoutError:
-                log.warning("the guard of %s does not end", self.record.name)
-            finally:
-                os.close(descriptor)
+            self._sleeper.overtake()
+        await await_guard(self._subject)
 
     async def _live(self) -> None:
+        subject, record = self._subject, self.record
+        beside: list[asyncio.Task[None]] = []
+
+        def also(work: Coroutine[None, None, None]) -> None:
+            beside.append(asyncio.create_task(work, name=f"{work.__name__} of {record.name}"))
+
         try:
-            async with EngineHttp(self.server.address, self.api_key()) as http:
+            if subject.front is not None:
+                also(subject.front.attend())
+            async with EngineHttp(self.server.address, subject.api_key(), uds=record.uds) as http:
                 if self.server.state is ServerState.QUEUED:
                     await self._turn.await_gate()
                 if self.server.state is ServerState.STARTING:
-                    if self.record.gated:
+                    if record.gated:
                         self._turn.take_up()
-                    await follow_start(self._subject, http)
-                self._turn.give_back()
-                vitals = asyncio.create_task(watch_vitals(self._subject), name=f"vitals of {self.record.name}")
-                try:
-                    await follow_ready(self._subject, http, self._scraped)
-                finally:
-                    vitals.cancel()
-                    await asyncio.gather(vitals, return_exceptions=True)
+                    await follow_start(subject, http)
+                    also(self._begin())
+                else:
+                    self._turn.give_back()
+                also(watch_vitals(subject))
+                if subject.front is not None:
+                    await self._sleeper.settle()
+                    also(subject.front.call_when_wanted())
+                await follow_ready(subject, http, self._scraped, self._sleeper.settle)
         except StartTimeoutError as timeout:
             self._took_too_long = timeout.message
-            self._subject.tell("timeout", f"ended: {timeout.message}")
+            subject.tell("timeout", f"ended: {timeout.message}")
             self._signal(signal.SIGTERM)
         except Exception:
-            log.exception("looking after %s failed", self.record.name)
+            log.exception("looking after %s failed", record.name)
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+
+    async def _begin(self) -> None:
+        """Do what comes right after a start; until then the turn is kept, so that nobody else takes the room."""
+        try:
+            await self._sleeper.begin()
+        finally:
+            self._turn.give_back()
 
     async def _wind_down(self, *, force: bool) -> None:
         if self.server.state is ServerState.DRAINING:
@@ -290,9 +263,14 @@ class Supervisor:
             if self.server.state is ServerState.DRAINING:
                 self._subject.become(ServerState.STOPPING)
         self._signal(signal.SIGQUIT if force else signal.SIGTERM)
+        if self._subject.front is not None:
+            await self._subject.front.tell()
 
     async def _drain(self) -> None:
         """Let running requests end, for as long as the profile allows."""
+        if self._subject.front is not None:
+            await self._subject.front.drain(self._subject.profile.drain_s)
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._subject.profile.drain_s):
                 while self._subject.running_requests():
@@ -301,8 +279,13 @@ class Supervisor:
 
     async def _conclude(self, launch_problem: str | None = None) -> bool:
         """Write down how a launch ended; returns whether there is to be another one."""
-        verdict = await self._judge(launch_problem)
+        if self._subject.front is not None:
+            await self._subject.front.end()
+        verdict, slept = await judge_end(self._subject, launch_problem), self.server.sleep is not None
         not_back = ""
+        if self._sleeper.failed_to_wake is not None and verdict.state is ServerState.FAILED:
+            verdict = replace(verdict, cause=f"it did not wake: {self._sleeper.failed_to_wake}")
+            await self._subject.around.box.memory_back(self.record.gpu_used_before)
         if verdict.state is ServerState.STOPPED:
             if self.server.state not in (ServerState.DRAINING, ServerState.STOPPING):
                 self._subject.become(ServerState.STOPPING, stage=None)
@@ -312,38 +295,25 @@ class Supervisor:
         if verdict.lost_its_port and self.record.any_port and self.record.wanted:
             return self._take_another_port(verdict)
         if verdict.state is ServerState.STOPPED:
-            self._subject.tell("memory" if not_back else "stopped", _stopped_text(self.record, not_back))
+            self._subject.tell("memory" if not_back else "stopped", stopped_text(self.record, not_back))
         else:
             self._subject.tell("failed", f"failed: {verdict.cause}")
-            again = next_attempt(self.record, self._subject.profile.restart, time.time())
+            # One that slept is started again when somebody wants it: its GPUs are others' now.
+            again = None if slept else next_attempt(self.record, self._subject.profile.restart, time.time())
             if again is not None and self.record.wanted and verdict.was_launched:
                 return await self._back_off(*again, verdict)
         self._rest(verdict.state, verdict)
         return self.record.again
-
-    async def _judge(self, launch_problem: str | None) -> Verdict:
-        box = await self._subject.around.box.box()
-        sizes = [gpu.memory_total_bytes for gpu in box.gpus if gpu.uuid in self.record.gpus]
-        before, now = self.record.oom_kills, await asyncio.to_thread(oom_kills, os.getpid())
-        return await asyncio.to_thread(
-            judge,
-            self.record,
-            self._subject.facts(),
-            launch_problem,
-            # An engine in a control group of its own may have been killed without our group's counter telling it.
-            oom_killed=(before is not None and now is not None and now > before) or None,
-            gpu_count=len(box.gpus),
-            gpu_memory_bytes=min((size for size in sizes if not isinstance(size, Missing)), default=None),
-        )
 
     def _rest(self, state: ServerState, verdict: Verdict, **changes: object) -> None:
         """Go to a state without a process."""
         if state is not ServerState.BACKOFF and not self.record.again:
             self._subject.around.ledger.release(self.record.name)
         changes |= {"exit": verdict.exit, "cause": verdict.cause, "card": verdict.card}
-        changes |= {"stage": None, "progress": None, "pid": None}
+        changes |= {"stage": None, "progress": None, "pid": None, "sleep": None, "idle": None, "host_bytes": 0}
         self._subject.become(state, metrics=Missing("not running"), **changes)
         self._subject.around.history.ended(self._subject)
+        self._sleeper.gone()
 
     async def _back_off(self, attempt: int, delay_s: float, verdict: Verdict) -> bool:
         retry_at = time.time() + delay_s
@@ -382,9 +352,16 @@ class Supervisor:
         self._took_too_long = None
         if self._stopping is not None:
             self._stopping.cancel()
+        self._sleeper.begin_again()
         now = time.time()
+        launch = launch_name(now)
+        uds = engine_socket_of(self.record.name, launch) if self.record.uds is not None else None
         self._subject.keep(
-            launch=launch_name(now),
+            launch=launch,
+            uds=uds,
+            asked_level=None,
+            changing=None,
+            host_bytes=0,
             log_path=str(new_log_path(paths.private(paths.log_dir()), self.record.name, now)),
             launched_at=now,
             wanted=True,
@@ -408,12 +385,4 @@ class Supervisor:
 
     def api_key(self) -> str | None:
         """Return the key that the engine asks for, from where the profile says it is."""
-        from profiles.secrets import resolve_secrets
-
-        return resolve_secrets(self._subject.profile, self.record.environ).get("VLLM_API_KEY")
-
-
-def _stopped_text(record: Record, memory_not_back: str) -> str:
-    if memory_not_back:
-        return f"stopped, but {memory_not_back}"
-    return "stopped; its memory is back" if record.gpu_used_before else "stopped"
+        return self._subject.api_key()

@@ -29,7 +29,7 @@ ENDS_WITHIN_S = 8.0
 
 
 async def watch_vitals(subject: Subject) -> None:
-    """Follow a ready engine's cores and workers; where one dies unasked, say so and see that all of it ends."""
+    """Follow a ready engine's cores and workers, asleep too; where one dies unasked, say so and see that all ends."""
     watched: dict[int, asyncio.Task[tuple[int, str]]] = {}
     try:
         while True:
@@ -55,7 +55,7 @@ async def _mourn(subject: Subject, pid: int, name: str) -> None:
     if not subject.record.wanted:
         return
     subject.doomed = True
-    if subject.state is ServerState.READY:
+    if subject.state in (ServerState.READY, ServerState.SLEEPING):
         subject.become(ServerState.UNRESPONSIVE)
     subject.tell("died", f"{name} (pid {pid}) has died")
     await asyncio.sleep(ENDS_WITHIN_S)
