@@ -60,7 +60,6 @@ RULES = (
     ),
     _rule(
         "gpu-memory-busy",
-        r""
         r"Free memory on device (?:\S+ )?\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup is less than desired "
         r"GPU memory utilization \((?P<asked>[\d.]+), (?P<wanted>[\d.]+)",
         "{free} of {total} GiB are free on the GPU; gpu_memory_utilization {asked} asks for {wanted}",
@@ -76,6 +75,7 @@ RULES = (
         "no room on the GPU to wake up in: somebody else holds the memory",
         in_lines=True,
     ),
+    _rule("no-sleep-mode", r"Sleep mode is not supported", "this build of vLLM has no sleep mode: it is for GPUs"),
     _rule(
         OUT_OF_MEMORY,
         r"(?:CUDA|HIP|XPU) out of memory|OutOfMemoryError|"
@@ -214,7 +214,6 @@ RULES = (
     ),
     _rule(
         "quantization-mismatch",
-        r""
         r"Quantization method specified in the model config \((?P<model>[^)]+)\) does not match the quantization "
         r"method specified in the `quantization` argument \((?P<asked>[^)]+)\)",
         "the model is quantized with {model}, and quantization says {asked}",

@@ -153,14 +153,24 @@ def _oom_in_use(it: Situation) -> Remedies:
     found += _fewer_at_once(it)
     if it.number("max_num_batched_tokens", 8192) > 2048:
         found.append(put("Compute at most 2,048 tokens in one step", max_num_batched_tokens=2048))
-    if not it.arg("enable_sleep_mode") and it.env("PYTORCH_CUDA_ALLOC_CONF") is None:
+    sleeps = it.profile.get("sleep") or it.arg("enable_sleep_mode")
+    if not sleeps and it.env("PYTORCH_CUDA_ALLOC_CONF") is None:
         change = {"env.PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
         found.append(Remedy("Let torch grow its memory in place, against fragmentation", change))
     return found
 
 
-def _at_wake(_: Situation) -> Remedies:
-    return [advice("Put the other model on this GPU to sleep first (gpubox status names it), then wake it again")]
+def _at_wake(it: Situation) -> Remedies:
+    name = it.profile.get("name") or "NAME"
+    return [
+        advice(f"Switch to it: gpubox switch {name} lets the other model on this GPU give way first, then starts it"),
+        *_lower_utilization(it, "it needs less room to wake up in"),
+    ]
+
+
+def _no_sleep(it: Situation) -> Remedies:
+    keys = [key for key in ("sleep", "ttl", "wake_on_request", "prime") if key in it.profile] or ["sleep"]
+    return [Remedy("Do without sleep: it is switched by stop and start then", dict.fromkeys(keys))]
 
 
 def _moved(_: Situation) -> Remedies:
@@ -309,6 +319,7 @@ MAKERS: dict[str, Callable[[Situation], Remedies]] = {
     "cuda-oom-at-warm-up": _oom_at_warm_up,
     "cuda-oom-in-use": _oom_in_use,
     "cuda-oom-at-wake": _at_wake,
+    "no-sleep-mode": _no_sleep,
     "heads-not-divisible": _heads,
     "too-few-gpus": _few_gpus,
     "quantized-not-divisible": _quantized_heads,

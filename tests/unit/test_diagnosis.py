@@ -22,6 +22,7 @@ CASES: dict[str, tuple[str, dict[str, Any] | None]] = {
     "cpu-0.32-heads-not-divisible": ("heads-not-divisible", {"args.tensor_parallel_size": 2}),
     "cpu-0.32-max-model-len-too-long": ("context-too-long", {"args.max_model_len": 2048}),
     "cpu-0.32-model-not-found": ("model-not-found", None),
+    "cpu-0.32-no-sleep-mode": ("no-sleep-mode", {"sleep": None}),
     "cpu-0.32-port-in-use": ("port-in-use", {"port": "auto"}),
     "cpu-0.32-quantization-mismatch": ("quantization-mismatch", {"args.quantization": None}),
     "cpu-0.32-unknown-architecture": ("unknown-architecture", None),
@@ -41,6 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any] | None]] = {
     "written/crashed-segfault-0.11": ("crashed", {"args.enforce_eager": True}),
     "written/cuda-oom-at-load-0.11": ("cuda-oom-at-load", {"args.tensor_parallel_size": 2}),
     "written/cuda-oom-at-warm-up-0.9": ("cuda-oom-at-warm-up", {"args.gpu_memory_utilization": 0.9}),
+    "written/cuda-oom-at-wake-0.26": ("cuda-oom-at-wake", {"args.gpu_memory_utilization": 0.8}),
     "written/cuda-oom-in-nccl-0.9": ("cuda-oom-at-load", {"args.tensor_parallel_size": 4}),
     "written/cuda-oom-in-use-0.11-tp2": ("cuda-oom-in-use", {"args.gpu_memory_utilization": 0.9}),
     "written/dtype-0.11": ("dtype-unsupported", {"args.dtype": "half"}),
@@ -123,6 +125,22 @@ def test_a_log_tells_its_cause_and_the_first_change(name: str) -> None:
     assert (card.cause, first_change(card)) == CASES[name]
     assert "?" not in card.summary
     assert "\n" not in card.summary
+
+
+def test_one_that_did_not_wake_is_told_how_to_get_room() -> None:
+    sleeper = {
+        "name": "chat",
+        "model": "/models/m",
+        "sleep": True,
+        "ttl": 5.0,
+        "args": {"gpu_memory_utilization": 0.85},
+    }
+    first, *_ = card_of("written/cuda-oom-at-wake-0.26", profile=sleeper).remedies
+    assert "gpubox switch chat" in first.text
+    assert first_change(card_of("cpu-0.32-no-sleep-mode", profile=sleeper)) == {"sleep": None, "ttl": None}
+    in_use = card_of("written/cuda-oom-in-use-0.11-tp2", profile=sleeper).remedies
+    assert in_use
+    assert not any("env.PYTORCH_CUDA_ALLOC_CONF" in remedy.set for remedy in in_use), "it could not sleep any more"
 
 
 @pytest.mark.parametrize("style", STYLES)
