@@ -19,9 +19,11 @@ from backends.snapshots import (
     ServerUpdate,
     Snapshot,
     SnapshotUpdate,
+    SwitchUpdate,
     Update,
 )
-from tui.messages import Happened, KeeperLost, KeeperTrouble, SnapshotChanged
+from backends.switches import Switch
+from tui.messages import Happened, KeeperLost, KeeperTrouble, SnapshotChanged, SwitchEnded
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
@@ -49,6 +51,9 @@ async def follow(
                     post(Happened(update.event))
                 else:
                     paced.take(update)
+                if isinstance(update, SwitchUpdate) and update.switch.outcome != "running":
+                    paced.tell_waiting()
+                    post(SwitchEnded(update.switch))
         except GpuboxError as error:
             problem = error
         except OSError as error:
@@ -97,7 +102,16 @@ def applied(snapshot: Snapshot | None, update: Update) -> Snapshot | None:
         return replace(snapshot, servers=tuple(s for s in snapshot.servers if s.name != update.name))
     if isinstance(update, ServerUpdate):
         return replace(snapshot, servers=_placed(snapshot.servers, update.server))
-    return snapshot
+    return replace(snapshot, switches=_running(snapshot.switches, update.switch))
+
+
+def _running(switches: tuple[Switch, ...], newer: Switch) -> tuple[Switch, ...]:
+    """Return the switches that run; one that is over is none of them."""
+    if newer.outcome != "running":
+        return tuple(one for one in switches if one.id != newer.id)
+    if any(one.id == newer.id for one in switches):
+        return tuple(newer if one.id == newer.id else one for one in switches)
+    return (*switches, newer)
 
 
 def _placed(servers: tuple[Server, ...], newer: Server) -> tuple[Server, ...]:

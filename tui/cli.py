@@ -105,10 +105,7 @@ def root(
         raise UsageError("--headless needs --profile NAME", "gpubox profiles list shows them")
     if headless and simulate:
         raise UsageError("--simulate is for the screen; a headless command speaks for a real box")
-    chosen_gpus = None if gpus is None else tuple(part.strip() for part in gpus.split(",") if part.strip())
-    if chosen_gpus == ():
-        raise UsageError("--gpus names no GPU", "say auto, cpu, indices (0,1) or beginnings of UUIDs (GPU-4a1f)")
-    intent = LaunchIntent(profile or "", chosen_gpus, _port(port), tuple(sets or ()), tuple(envs or ()), name)
+    intent = LaunchIntent(profile or "", _gpus(gpus), _port(port), tuple(sets or ()), tuple(envs or ()), name)
     if headless and profile is not None:
         from tui.headless.launch import Wishes, run
 
@@ -119,6 +116,14 @@ def root(
     from tui.headless.screen import open_screen
 
     return open_screen(open_store(profile_dir), intent if profile else None, simulate)
+
+
+def _gpus(text: str | None) -> tuple[str, ...] | None:
+    """Read `--gpus`: None leaves it to the profile."""
+    chosen = None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+    if chosen == ():
+        raise UsageError("--gpus names no GPU", "say auto, cpu, indices (0,1) or beginnings of UUIDs (GPU-4a1f)")
+    return chosen
 
 
 def _port(text: str | None) -> int | None:
@@ -175,6 +180,35 @@ def restart(name: Name, wait: WaitS = None, json: Json = False) -> int:
     from tui.headless.launch import restart as do_restart
 
     return do_restart(name, Wishes(wait_s=wait, json=json))
+
+
+@app.command()
+def switch(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="A server or a profile; without it, the choices.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="Where to start it: GPU indices, 'auto', or 'cpu'.")] = None,
+    level: Annotated[int | None, typer.Option(help="How deep those who give way sleep: 1 or 2.")] = None,
+    drain: Annotated[float | None, typer.Option(help="Let their requests end for so many seconds.", min=0)] = None,
+    json: Json = False,
+) -> int:
+    """Have a server serve: it wakes or starts, and what is in its way on those GPUs sleeps or stops."""
+    from tui.headless.switch import level_of
+    from tui.headless.switch import switch as do_switch
+
+    return do_switch(name, gpus=_gpus(gpus), level=level_of(level), drain_s=drain, as_json=json, profile_dir=ctx.obj)
+
+
+@app.command()
+def sleep(
+    name: Name,
+    level: Annotated[int | None, typer.Option(help="1 keeps the weights in host memory, 2 does not.")] = None,
+    wait: Annotated[float, typer.Option("--wait", help="Wait at most so many seconds.", min=0)] = 120.0,
+) -> int:
+    """Put a server to sleep: its GPUs' memory comes back, and it wakes in a second or a few."""
+    from tui.headless.switch import level_of
+    from tui.headless.switch import sleep as do_sleep
+
+    return do_sleep(name, level=level_of(level), wait_s=wait)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from textual.message import Message
 
 from backends.errors import GpuboxError
 from backends.snapshots import Event, Snapshot
+from backends.switches import Switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,14 @@ class Happened(Message):
     def __init__(self, event: Event) -> None:
         super().__init__()
         self.event = event
+
+
+class SwitchEnded(Message):
+    """A switch is over; its outcome is in it."""
+
+    def __init__(self, switch: Switch) -> None:
+        super().__init__()
+        self.switch = switch
 
 
 class KeeperLost(Message):
