@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from backends.gpu_readings import Xid
-from backends.gpus.nvml import ECC_EVERY_S, Nvml
+from backends.gpus.nvml import ECC_EVERY_S, RARE_EVERY_S, Nvml
 from backends.gpus.nvml_figures import LOST
 from backends.gpus.xids import AGAIN_S, KEPT, WatchEndedError, XidWatch, meaning
 from backends.snapshots import EccErrors, Gpu, Missing
@@ -65,6 +65,16 @@ def test_ecc_errors_are_counted_and_not_at_every_reading(nvml_stub: NvmlStub) ->
 def test_what_holds_the_clocks_down_is_said_in_words(nvml_stub: NvmlStub, reasons: int, words: tuple[str]) -> None:
     nvml_stub.show([StubGpu({"throttle": reasons}), StubGpu({"throttle": "!13", "throttle_old": reasons})])
     assert [gpu.throttling for gpu in Nvml().read().gpus] == [words, words]
+
+
+def test_what_holds_the_clocks_down_is_seen_within_seconds(nvml_stub: NvmlStub) -> None:
+    now = 0.0
+    nvml = Nvml(lambda: now)
+    nvml_stub.show([StubGpu()])
+    assert nvml.read().gpus[0].throttling == ()
+    nvml_stub.show([StubGpu({"throttle": 0x80})])
+    now += RARE_EVERY_S
+    assert nvml.read().gpus[0].throttling == ("power brake",)
 
 
 def test_what_a_gpu_does_not_tell_is_missing_and_leaves_the_rest(nvml_stub: NvmlStub, nvml: Nvml) -> None:
