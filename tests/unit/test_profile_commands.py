@@ -82,6 +82,14 @@ def test_show_tells_what_is_left_to_the_defaults(box: Box) -> None:
         assert told in shown
 
 
+def test_show_tells_that_a_server_sleeps(box: Box) -> None:
+    box.write("quiet", 'model = "org/m"\nsleep = true\nttl = 30\nwake_on_request = true\n')
+    assert "sleeps after 30 idle min, and to give way; wakes for a request, too" in box.done(
+        "profiles", "show", "quiet"
+    )
+    assert "sleeps" not in box.done("profiles", "show", "demo")
+
+
 def test_validate_fails_for_problems_only(box: Box) -> None:
     good = box.write("good", 'model = "m"\n[args]\nmax_model_length = 1\n')
     found = box.run("profiles", "validate", "good", str(good))

@@ -110,6 +110,7 @@ def _facts(profile: Profile) -> Iterator[str]:
         ("arguments", [line for line in tomli_w.dumps(profile.args).splitlines() if line]),
         ("environment", [f"{name}={value}" for name, value in profile.env.items()]),
         ("secrets", [f"{name} from {reference}" for name, reference in profile.secrets.items()]),
+        ("sleep", list(_sleep(profile))),
         ("stop", [f"lets requests drain for {profile.drain_s:g} s"]),
         ("restart", ["never" if retry.policy == "never" else again]),
         ("logs", [f"of {profile.logs.keep} starts, {profile.logs.max_mb} MiB a file"]),
@@ -117,6 +118,12 @@ def _facts(profile: Profile) -> Iterator[str]:
     for label, lines in facts:
         for index, line in enumerate(lines):
             yield f"  {label if index == 0 else '':<13}{line}"
+
+
+def _sleep(profile: Profile) -> Iterator[str]:
+    if profile.sleep:
+        idle = "" if profile.ttl is None else f" after {profile.ttl:g} idle min, and"
+        yield f"sleeps{idle} to give way; wakes {'for a request, too' if profile.wake_on_request else 'when told'}"
 
 
 @app.command()
