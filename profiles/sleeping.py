@@ -65,9 +65,17 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
+def without_expandable_segments(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the allocator's settings in an environment that have to be others for sleep to free memory."""
+    found = {name: environ[name] for name in ALLOCATOR_SETTINGS if _has_expandable_segments(environ.get(name, ""))}
+    return {name: ",".join(filter(None, (_off(one) for one in text.split(",")))) for name, text in found.items()}
+
+
 def _has_expandable_segments(settings: str) -> bool:
-    for setting in settings.split(","):
-        name, _, value = setting.partition(":")
-        if name.strip() == "expandable_segments" and value.strip().lower() in ("true", "1"):
-            return True
-    return False
+    return any(_off(setting) is None for setting in settings.split(","))
+
+
+def _off(setting: str) -> str | None:
+    """Return one of the allocator's settings; None for the one that keeps memory from being freed."""
+    name, _, value = setting.partition(":")
+    return None if name.strip() == "expandable_segments" and value.strip().lower() in ("true", "1") else setting

@@ -44,7 +44,7 @@ class VllmEngine:
         """
         from backends.demo.model import build_argv, demo_model_dir
         from profiles.schema import args_to_argv
-        from profiles.sleeping import DEV_MODE, SLEEP_FLAG
+        from profiles.sleeping import DEV_MODE, SLEEP_FLAG, without_expandable_segments
 
         python = find_python("vllm", "vllm", profile.python, placement.environ, REMEDY)
         steps = []
@@ -63,7 +63,7 @@ class VllmEngine:
             serve += ["--host", profile.host, "--port", str(placement.port)]
         if placement.uds is not None and self.can_sleep(profile):
             serve += args_to_argv({SLEEP_FLAG: True})
-            environ |= {DEV_MODE: "1"}
+            environ |= {DEV_MODE: "1"} | without_expandable_segments(placement.environ)
         steps.append(Step("boot", (*serve, *args_to_argv(profile.args))))
         return Plan(tuple(steps), environ)
 

@@ -32,18 +32,21 @@ def choose_gpus(profile: Profile, request: StartRequest, box: Box, fixed_bytes: 
     if profile.gpus == "cpu":
         raise UsageError(f"profile {profile.name} is for the CPU", "copy it and set gpus, or say --gpus cpu")
     fraction = _needed_fraction(profile)
-    return select(
-        box.gpus,
-        wanted or ("auto",),
-        profile.gpus,
-        fixed_bytes,
-        needed_fraction=fraction,
-        count_why=_count_why(profile),
-        memory_why="kv_cache_memory_bytes" if fraction is None else f"gpu_memory_utilization {fraction}",
-        share=profile.shares,
-        visible=request.environ.get("CUDA_VISIBLE_DEVICES"),
-        no_gpus=box.no_gpus,
-    )
+    try:
+        return select(
+            box.gpus,
+            wanted or ("auto",),
+            profile.gpus,
+            fixed_bytes,
+            needed_fraction=fraction,
+            count_why=_count_why(profile),
+            memory_why="kv_cache_memory_bytes" if fraction is None else f"gpu_memory_utilization {fraction}",
+            share=profile.shares,
+            visible=request.environ.get("CUDA_VISIBLE_DEVICES"),
+            no_gpus=box.no_gpus,
+        )
+    except GpuBusyError as busy:
+        raise GpuBusyError(busy.message, _or_switch(busy.hint, request.name or profile.name, box)) from None
 
 
 def reserved(profile: Profile, gpus: tuple[Gpu, ...], fixed_bytes: int | None) -> dict[str, int | None]:
@@ -82,6 +85,15 @@ def grant_again(ledger: Ledger, server: str, memory: Mapping[str, int | None]) -
             if any(memory_bytes is None or other.memory_bytes is None for other in others):
                 raise GpuBusyError(f"GPU {uuid} was given to {others[0].server} of {others[0].user} meanwhile")
         return ledger.grant(server, memory)
+
+
+def _or_switch(hint: str, name: str, box: Box) -> str:
+    """Say, where servers of ours hold GPUs, that they can give way."""
+    if hint.startswith("gpubox stop "):
+        return f"{hint}, or let it give way: gpubox switch {name}"
+    if any(grant.ours for gpu in box.gpus for grant in gpu.grants):
+        return f"gpubox switch {name} lets one of yours give way; or {hint}"
+    return hint
 
 
 def _usable(gpu: Gpu) -> int:

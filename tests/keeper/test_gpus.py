@@ -125,7 +125,10 @@ def test_named_gpus_are_the_engines_and_nobody_elses(box: Box) -> None:
     assert gpus_shown(box) == {"0": "free", "1": "fake", "2": "free", "3": "free"}
 
     busy = launch(box, "other", "--gpus", "1", code=5)
-    assert busy.stderr == "gpubox: GPU 1 is held by server fake\n  → gpubox stop fake\n"
+    assert (
+        busy.stderr
+        == "gpubox: GPU 1 is held by server fake\n  → gpubox stop fake, or let it give way: gpubox switch other\n"
+    )
     absent = launch(box, "other", "--gpus", "9", code=4)
     assert absent.stderr == "gpubox: there is no GPU 9: this box has GPUs 0–3\n"
     assert "no UUID begins with GPU-beef" in launch(box, "other", "--gpus", "GPU-beef", code=4).stderr

@@ -117,8 +117,16 @@ def test_one_that_sleeps_is_granted_its_part_and_fits_where_others_sleep(box: Bo
     assert choose_gpus(sleeper(), request, beside(2 * GIB)).gpus[0].uuid == gpu.uuid
     with pytest.raises(GpuBusyError, match="not granted yet, the profile wants 90"):
         choose_gpus(sleeper(), request, beside(90 * GIB))
-    with pytest.raises(GpuBusyError, match="does not share it"):
+    with pytest.raises(GpuBusyError, match="does not share it") as busy:
         choose_gpus(sleeper(), request, beside(None))
+    assert busy.value.hint == "gpubox stop other, or let it give way: gpubox switch p"
+    with pytest.raises(GpuBusyError) as busy:
+        choose_gpus(sleeper(), replace(request, gpus=None, name="n"), beside(None))
+    assert busy.value.hint.startswith("gpubox switch n lets one of yours give way; or ")
+    theirs = Grant("other", "they", None, ours=False)
+    with pytest.raises(GpuBusyError) as busy:
+        choose_gpus(sleeper(), request, replace(box, gpus=(replace(gpu, grants=(theirs,)),)))
+    assert "switch" not in busy.value.hint
 
 
 def test_one_that_sleeps_is_not_for_the_cpu(box: Box) -> None:
@@ -134,6 +142,10 @@ def test_an_engine_can_be_put_to_sleep_on_a_socket_of_its_own_alone() -> None:
     assert "--enable-sleep-mode" in argv
     assert not {"--host", "--port"} & set(argv)
     assert plan.environ["VLLM_SERVER_DEV_MODE"] == "1"
+    shell = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64,expandable_segments:True", "PYTORCH_ALLOC_CONF": "a:1"}
+    asked_in = engine.plan(some, Placement((0,), 8000, shell, "/run/e.sock")).environ
+    assert asked_in["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:64"
+    assert "PYTORCH_ALLOC_CONF" not in asked_in
     open_to_all = engine.plan(some, Placement((0,), 8000, {}))
     assert "--enable-sleep-mode" not in open_to_all.steps[-1].argv
     assert open_to_all.environ == {}
