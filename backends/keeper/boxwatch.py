@@ -89,13 +89,14 @@ class BoxWatch:
         read = await self.memory_now(uuids)
         return {uuid: one if isinstance(one, Missing) else one.free_bytes for uuid, one in read.items()}
 
-    def held_by(self, server: str) -> dict[str, int]:
+    def held_by(self, server: str, since: float = 0.0) -> dict[str, int]:
         """Return what a server holds of GPUs by the newest reading, in bytes by UUID; what cannot be seen is left out.
 
-        While a server lives that is of the last two seconds.
+        While a server lives that is of the last two seconds; one from before `since` tells nothing.
         """
         held: dict[str, int] = {}
-        for gpu in self._newest.gpus if self._newest is not None else ():
+        newest = self._newest
+        for gpu in newest.gpus if newest is not None and newest.at >= since else ():
             for process in () if isinstance(gpu.processes, Missing) else gpu.processes:
                 if process.is_ours and process.server == server and not isinstance(process.memory_bytes, Missing):
                     held[gpu.uuid] = held.get(gpu.uuid, 0) + process.memory_bytes
@@ -155,17 +156,18 @@ class BoxWatch:
                 for server in [grant.server for grant in gpu.grants if grant.ours] or [""]:
                     self._hub.publish(EventUpdate(Event(xid.at, server, "xid", text)))
 
-    async def memory_back(self, before: Mapping[str, int]) -> str:
-        """Wait, within reason, until GPUs hold no more than they did `before` (bytes by UUID).
+    async def memory_back(self, server: str, before: Mapping[str, int]) -> str:
+        """Wait, within reason, until GPUs hold no more beside other processes than they did `before` a server.
 
-        Returns what is to be told where they do, or where that cannot be read; empty where all is back.
+        `before` is what `beside_others` told then, in bytes by UUID. Returns what is to be told where they do, or where
+        that cannot be read; empty where all is back.
         """
         if not before:
             return ""
         deadline = time.monotonic() + MEMORY_BACK_S
         while True:  # NVML tells of no event
             gpus = [gpu for gpu in (await self.fresh()).gpus if gpu.uuid in before]
-            grown = {gpu.index: _used_bytes(gpu) - before[gpu.uuid] for gpu in gpus}
+            grown = {gpu.index: beside_others(gpu, server) - before[gpu.uuid] for gpu in gpus}
             held = [f"GPU {index} +{more / 2**30:.1f} GiB" for index, more in grown.items() if more > SLACK_BYTES]
             if held and time.monotonic() < deadline:
                 await asyncio.sleep(MEMORY_LOOK_S)
@@ -180,8 +182,17 @@ def _servers_dir() -> Path:
     return paths.state_dir() / "servers"
 
 
-def _used_bytes(gpu: Gpu) -> int:
-    return 0 if isinstance(gpu.memory_used_bytes, Missing) else gpu.memory_used_bytes
+def beside_others(gpu: Gpu, server: str) -> int:
+    """Return how much memory of a GPU is in use beside that of living processes that are not the server's."""
+    if isinstance(gpu.memory_used_bytes, Missing):
+        return 0
+    others = 0
+    for process in () if isinstance(gpu.processes, Missing) else gpu.processes:
+        # One that is listed still, but is gone, may be the server's.
+        is_own = process.server == server or process.start_ticks is None
+        if not is_own and not isinstance(process.memory_bytes, Missing):
+            others += process.memory_bytes
+    return max(0, gpu.memory_used_bytes - others)
 
 
 def _read_orphans(servers: Path, roots: Mapping[int, str], box: Box) -> tuple[Orphan, ...]:

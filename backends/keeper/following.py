@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from backends.starts import StartProgress
 
 if TYPE_CHECKING:
     from backends.engines.http import EngineHttp
+    from backends.keeper.sleeping import Sleeper
     from backends.keeper.subject import Subject
 
 LOOK_S = 0.25
@@ -131,13 +131,11 @@ async def _becomes_ready(subject: Subject, http: EngineHttp, watch: StartWatch) 
     return True
 
 
-async def follow_ready(
-    subject: Subject, http: EngineHttp, scraped: asyncio.Event, settle: Callable[[], Awaitable[None]]
-) -> None:
+async def follow_ready(subject: Subject, http: EngineHttp, scraped: asyncio.Event, sleeper: Sleeper) -> None:
     """Scrape once a second where the engine has metrics; a server that answers nothing for long is unresponsive.
 
-    `settle` is called where the engine's own word for whether it sleeps is not what is shown. One that has been idle
-    for as long as its profile says is put to sleep.
+    Where the engine's own word for whether it sleeps is not what is shown, the `sleeper` sees to it. One that has been
+    idle for as long as its profile says is put to sleep.
     """
     tracker, idleness, failures, next_health = MetricsTracker(), Idleness(subject), 0, 0.0
     if subject.server.progress is None and (launch := await subject.around.history.launch_of(subject.record)):
@@ -166,7 +164,7 @@ async def follow_ready(
             failures = failures + 1 if trouble else 0
             _show_whether_it_answers(subject, failures, trouble)
             if subject.server.state_since == since and _sleeps_otherwise(subject, metrics):
-                await settle()
+                await sleeper.settle()
             subject.show(metrics=metrics)
             subject.around.series.append(f"server {subject.name}", time.time(), server_figures(subject.server.metrics))
             scraped.set()
@@ -174,6 +172,7 @@ async def follow_ready(
                 idleness.see(metrics, subject.front.seen if subject.front is not None else None)
             else:
                 idleness.begin_anew()
+                await sleeper.weigh()
             if idleness.is_over and (dozing is None or dozing.done()):
                 idleness.begin_anew()
                 dozing = asyncio.create_task(subject.around.switching.sleep_idle(subject.name))

@@ -16,6 +16,7 @@ from backends.engines.base import ENGINE_LABEL
 from backends.engines.registry import engine_named
 from backends.errors import ConflictError, NoSuchServerError, ProfileError, UsageError
 from backends.keeper.allocation import choose_gpus, fixed_need, reserved
+from backends.keeper.boxwatch import beside_others
 from backends.keeper.launching import launch_name
 from backends.keeper.ports import choose_port
 from backends.keeper.record import Record, engine_socket_of, first_state, read_all, save
@@ -166,7 +167,7 @@ class Servers:
             launched_at=now,
             why=chosen.why,
             warnings=chosen.warnings,
-            gpu_used_before=_used(chosen.gpus),
+            gpu_used_before=_used(chosen.gpus, name),
             reserved=reserved(profile, chosen.gpus, fixed_bytes),
             gated=profile.shares and bool(chosen.gpus),
             profile_digest=request.profile_digest,
@@ -290,5 +291,6 @@ def _promised(gpu: Gpu, grant: Grant | None) -> Gpu:
     return gpu if grant is None else replace(gpu, grants=(*gpu.grants, grant))
 
 
-def _used(gpus: tuple[Gpu, ...]) -> dict[str, int]:
-    return {gpu.uuid: gpu.memory_used_bytes for gpu in gpus if not isinstance(gpu.memory_used_bytes, Missing)}
+def _used(gpus: tuple[Gpu, ...], server: str) -> dict[str, int]:
+    read = (gpu for gpu in gpus if not isinstance(gpu.memory_used_bytes, Missing))
+    return {gpu.uuid: beside_others(gpu, server) for gpu in read}

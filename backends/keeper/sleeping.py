@@ -31,6 +31,7 @@ OnStep = Callable[[str], AbstractAsyncContextManager[object]]
 
 MEMORY_GONE_S = 3.0
 MEMORY_LOOK_S = 0.01
+WEIGHED_AGAIN_BYTES = 64 << 20
 SETTLES_WITHIN_S = 900.0
 """An engine that is falling asleep or waking answers whether it sleeps once that is over."""
 
@@ -48,6 +49,7 @@ class Sleeper:
         self._subject = subject
         self._task: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
+        self._keeps_room = False
         self.failed_to_wake: str | None = None
 
     async def sleep(
@@ -93,6 +95,22 @@ class Sleeper:
         if self._task is None or self._task.done():
             with contextlib.suppress(GpuboxError):
                 await self._carry_out(self._settle(), SleepFailedError)
+
+    async def weigh(self) -> None:
+        """Have as much granted to a sleeping engine as it is seen to hold: that may come down later than it says."""
+        subject = self._subject
+        sleep = subject.server.sleep
+        busy = self._task is not None and not self._task.done()
+        if subject.state is not ServerState.SLEEPING or sleep is None or self._keeps_room or busy:
+            return
+        held, known = subject.around.box.held_by(subject.name, sleep.since), subject.record.asleep_bytes
+        if any(abs(size - known.get(uuid, 0)) > WEIGHED_AGAIN_BYTES for uuid, size in held.items()):
+            subject.keep(durable=False, asleep_bytes={**known, **held})
+            with contextlib.suppress(GpuboxError):
+                await self._carry_out(self._grant(held), SleepFailedError)
+
+    async def _grant(self, memory: Mapping[str, int | None]) -> None:
+        await asyncio.to_thread(resize, self._subject.around.ledger, self._subject.record, memory)
 
     async def begin(self) -> None:
         """Do what is to be done once it is ready for the first time: sleep as a spare, or be primed by sleeping once.
@@ -227,7 +245,7 @@ class Sleeper:
                     continue
                 freed = earlier.used_bytes - memory.used_bytes
                 awake[uuid] = held.get(uuid) or subject.record.reserved.get(uuid) or earlier.used_bytes
-                left[uuid] = max(0, awake[uuid] - freed)
+                left[uuid] = max(0, awake[uuid] - freed) if uuid in held else LEFT_ASLEEP_BYTES
                 if freed < awake[uuid] // 2:
                     stuck.append(uuid)
             if not stuck or time.monotonic() > deadline:
@@ -242,8 +260,9 @@ class Sleeper:
     async def _lie_down(self, level: Level, left: Mapping[str, int], *, keeps_room: bool = False) -> None:
         """Be asleep: in the ledger, at the front, in the record, and for all to see."""
         subject = self._subject
+        self._keeps_room = keeps_room
         if not keeps_room:
-            await asyncio.to_thread(resize, subject.around.ledger, subject.record, left)
+            await self._grant(left)
         subject.keep(durable=False, asked_level=level, changing=None)
         subject.become(
             ServerState.SLEEPING,
@@ -332,7 +351,7 @@ class Sleeper:
             return
         if level == 0:
             if subject.state is not ServerState.READY or subject.record.asked_level is not None:
-                await asyncio.to_thread(resize, subject.around.ledger, subject.record, subject.record.reserved)
+                await self._grant(subject.record.reserved)
                 await self._be_awake()
         elif changing == "wake":
             await self._wake_up(level, untimed)
@@ -341,6 +360,7 @@ class Sleeper:
             held = subject.around.box.held_by(subject.name)
             known = subject.record.asleep_bytes
             left = {uuid: held.get(uuid) or known.get(uuid) or LEFT_ASLEEP_BYTES for uuid in subject.record.gpus}
+            subject.keep(durable=False, asleep_bytes=left)
             if subject.state is ServerState.SLEEPING:
                 subject.become(ServerState.READY, stage=None)
             await self._lie_down(level, left)

@@ -238,7 +238,7 @@ class Supervisor:
                 if subject.front is not None:
                     await self._sleeper.settle()
                     also(subject.front.call_when_wanted())
-                await follow_ready(subject, http, self._scraped, self._sleeper.settle)
+                await follow_ready(subject, http, self._scraped, self._sleeper)
         except StartTimeoutError as timeout:
             self._took_too_long = timeout.message
             subject.tell("timeout", f"ended: {timeout.message}")
@@ -285,11 +285,11 @@ class Supervisor:
         not_back = ""
         if self._sleeper.failed_to_wake is not None and verdict.state is ServerState.FAILED:
             verdict = replace(verdict, cause=f"it did not wake: {self._sleeper.failed_to_wake}")
-            await self._subject.around.box.memory_back(self.record.gpu_used_before)
+            await self._subject.around.box.memory_back(self.record.name, self.record.gpu_used_before)
         if verdict.state is ServerState.STOPPED:
             if self.server.state not in (ServerState.DRAINING, ServerState.STOPPING):
                 self._subject.become(ServerState.STOPPING, stage=None)
-            not_back = await self._subject.around.box.memory_back(self.record.gpu_used_before)
+            not_back = await self._subject.around.box.memory_back(self.record.name, self.record.gpu_used_before)
         self._subject.keep(exit=verdict.exit, cause=verdict.cause, card=verdict.card, ended=True)
         self._subject.around.box.look_now()
         if verdict.lost_its_port and self.record.any_port and self.record.wanted:
