@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -116,9 +117,14 @@ def keeper_socket() -> Path:
 def engine_socket(folder: Path, name: str = "engine") -> Path:
     """A socket of the launch in `folder`: in it, or in the short folder of the user's own when that path is too long.
 
-    Whoever makes it makes its parent `private` first, and removes it with the launch: nothing else tidies it away.
+    The short folder is made; raises OSError where somebody else has it. Whoever drops the launch drops the socket.
     """
-    return _short_enough(folder / f"{name}.sock", f".{name}")
+    path = _short_enough(folder / f"{name}.sock", f".{name}")
+    if path.parent != folder:
+        found = private(path.parent).lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise PermissionError(f"{path.parent} must be a folder of this user's alone")
+    return path
 
 
 def _short_enough(direct: Path, suffix: str) -> Path:

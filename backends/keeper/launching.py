@@ -84,6 +84,8 @@ def tidy(record: Record, keep_logs: int) -> None:
     launches = sorted(path for path in paths.server_dir(record.name).iterdir() if path.is_dir())
     for old in launches[:-KEPT_LAUNCHES]:
         if old.name != record.launch:
+            for socket in (paths.engine_socket(old), paths.engine_socket(old / "front", "control")):
+                socket.unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
 
 

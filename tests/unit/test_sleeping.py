@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -172,12 +174,22 @@ def test_a_level_is_read_off_the_metrics(said: str | None, level: int | None) ->
     assert level_in(said) == level
 
 
-def test_a_socket_has_a_path_that_sockets_can_have(tmp_path: Path) -> None:
+def test_a_socket_has_a_path_that_sockets_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert paths.engine_socket(Path("/s/l")) == Path("/s/l/engine.sock")
     deep = tmp_path / ("x" * 120)
     found = {paths.engine_socket(deep), paths.engine_socket(deep, "control"), paths.engine_socket(deep / "y")}
     assert len(found) == 3
     for path in found:
-        assert len(os.fsencode(path)) <= paths.SOCKET_PATH_LIMIT
-        assert path.parent.name == f"gpubox-{os.getuid()}"
+        assert len(path.name) < 32
+        assert path.parent == tmp_path / f"gpubox-{os.getuid()}"
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert path.suffix != ".sock", "those are tidied away where no keeper listens on them"
+
+
+def test_sockets_are_in_nobody_elses_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"gpubox-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionError, match="must be a folder of this user's alone"):
+        paths.engine_socket(tmp_path / ("x" * 120))
