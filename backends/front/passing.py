@@ -58,14 +58,14 @@ class Passing:
         try:
             return await self._answer(request)
         except RefusedError as refused:
-            return refusal(refused)
+            return _refusal(request, refused)
         except ConnectionError:
             raise  # the client is gone
         except Exception as problem:
             # Neither the exception's text nor the request's: a key may be in both.
             where = "".join(traceback.format_tb(problem.__traceback__))
             log.error("a request failed: %s\n%s", type(problem).__name__, where)
-            return refusal(RefusedError(500, "front_failed", "the front failed at this request; its log says where"))
+            return _refusal(request, RefusedError(500, "front_failed", "the front failed; its log says where"))
 
     async def _answer(self, request: BaseRequest) -> StreamResponse:
         need = need_of(request.method, request.raw_path)
@@ -137,6 +137,7 @@ class _Exchange:
         headers = CIMultiDict((n, v) for n, v in head.headers.items() if n not in _NOT_PASSED_BACK)
         answer = self._answer = StreamResponse(status=head.status, headers=headers)
         self._is_stream = headers.get("content-type", "").lower().startswith("text/event-stream")
+        _end_after_upgrade(request, answer)
         await answer.prepare(request)
         parts = body.parts()
         while True:
@@ -168,7 +169,7 @@ class _Exchange:
     async def fail(self, why: RefusedError) -> StreamResponse:
         """Tell the client why there is no more; an answer that cannot tell is broken off where the client sees it."""
         if self._answer is None:
-            return refusal(why)
+            return _refusal(self._request, why)
         transport = self._request.transport
         if self._is_stream and transport is not None:
             with contextlib.suppress(TimeoutError):
@@ -226,7 +227,15 @@ class _Exchange:
         return RefusedError(502, "engine_lost", f"the engine of {self._name} ended {when}")
 
 
-def refusal(why: RefusedError) -> Response:
+def _refusal(request: BaseRequest, why: RefusedError) -> Response:
     """Return an error as a whole answer."""
     headers = {"Retry-After": str(why.retry_after_s)} if why.retry_after_s is not None else None
-    return Response(status=why.status, body=why.body(), content_type="application/json", headers=headers)
+    answer = Response(status=why.status, body=why.body(), content_type="application/json", headers=headers)
+    _end_after_upgrade(request, answer)
+    return answer
+
+
+def _end_after_upgrade(request: BaseRequest, answer: StreamResponse) -> None:
+    """Have the connection closed after a request that asked for another protocol: what follows it is not read."""
+    if "Upgrade" in request.headers:
+        answer.force_close()

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ async def stream(request: web.BaseRequest, wish: dict[str, Any]) -> web.StreamRe
             await go.acquire()
         elif wish.get("pause_s"):
             await asyncio.sleep(wish["pause_s"])
-        text = json.dumps({"n": number, "choices": [{"delta": {"content": wish.get("content", "word ")}}]})
+        text = json.dumps(
+            {"n": number, "at": time.monotonic(), "choices": [{"delta": {"content": wish.get("content", "word ")}}]}
+        )
         await response.write(f"data: {text}\n\n".encode())
     await response.write(b"data: [DONE]\n\n")
     await response.write_eof()

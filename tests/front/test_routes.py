@@ -118,6 +118,11 @@ async def test_nothing_but_public_routes_reaches_the_engine(stage: Stage) -> Non
         assert not answer.startswith(b"HTTP/1.1 2"), (attempt, answer)
     reached = [row["target"] for row in engine.seen("request")]
     assert not [target for target in reached if not target.startswith("/v1/x")], reached
+    # Another protocol is not offered: the request is answered in this one, and what follows it is not read.
+    upgrade = "GET /v1/models HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    answer = await front.exchange(f"{upgrade}POST /sleep HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"\r\nConnection: close\r\n" in answer
     # A request that comes in one packet behind another is judged like any other.
     both = "GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\nPOST /sleep HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
     answer = await front.exchange(both.encode())
