@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual.app import App
+from textual.pilot import Pilot
 
 from profiles.store import Place, Store
 
@@ -34,6 +39,23 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     time.tzset()
+
+
+@pytest.fixture(autouse=True)
+def _eager_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start tasks within the call that makes them, as `App.run_async` does from Python 3.12 on and `run_test` not."""
+    factory = getattr(asyncio, "eager_task_factory", None)
+    if factory is None:
+        return
+    run_test = App.run_test
+
+    @asynccontextmanager
+    async def run_eagerly(app: App[Any], **settings: Any) -> AsyncIterator[Pilot[Any]]:
+        asyncio.get_running_loop().set_task_factory(factory)
+        async with run_test(app, **settings) as pilot:
+            yield pilot
+
+    monkeypatch.setattr(App, "run_test", run_eagerly)
 
 
 @pytest.fixture

@@ -66,8 +66,8 @@ class RunsScreen(GpuboxScreen):
         """Say what is not here yet."""
         self.query_one("#later", LiveText).show(Text(LATER, style=palette(self.app).dim))
 
-    def on_screen_resume(self) -> None:
-        """Read the records again."""
+    def on_screen_suspend(self) -> None:
+        """Have the records read again when one comes back."""
         self._read_for = None
 
     def show(self, snapshot: Snapshot, server: Server | None) -> None:
