@@ -16,7 +16,7 @@ from backends.keeper.levels import Choice, Dozer, HostRoom, Sleeper, choose
 from backends.keeper.measure import model_folder, weights_bytes
 from backends.keeper.planning import CPU, Ceding, Place, Tenant, best_group, cede, place_of
 from backends.settings import read_settings
-from backends.snapshots import Box, Grant, ServerState, StartRequest, SwitchRequest
+from backends.snapshots import Box, Grant, Missing, ServerState, StartRequest, SwitchRequest
 from backends.switches import GivingWay, Level, Way, Yield
 from profiles.errors import InvalidProfileError
 from profiles.schema import parse_profile
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 LEFT_ASLEEP_BYTES = 2 << 30
 """What an engine keeps of a GPU while it sleeps: 1.8 GB, measured on vLLM 0.26."""
+
+STALE_BYTES = 256 << 20
+"""Who takes or gives back so much of a GPU is looked for anew."""
 
 GOING = (ServerState.STOPPING, ServerState.DRAINING)
 ASLEEP = (ServerState.SLEEPING, ServerState.FALLING_ASLEEP)
@@ -84,7 +87,7 @@ class Standing:
         Raises GpuBusyError, and what a start raises; ConflictError where the server is in no state to serve.
         """
         supervisor = self._books.supervisors().get(request.name)
-        box = await self._box.box()
+        box = await self._seen()
         if supervisor is not None and supervisor.server.is_live and supervisor.server.state not in GOING:
             state = supervisor.server.state
             if state in (ServerState.UNRESPONSIVE, ServerState.BACKOFF):
@@ -112,6 +115,18 @@ class Standing:
             return server.figures.weights_bytes * max(1, len(server.gpus))
         folder = _weights_folder(supervisor.record.profile, supervisor.record.environ)
         return weights_bytes(folder) if folder is not None else None
+
+    async def _seen(self) -> Box:
+        """Return the newest reading of the box, or a new one where GPUs' memory has changed since."""
+        box = await self._box.box()
+        now = await self._box.memory_now(tuple(gpu.uuid for gpu in box.gpus))
+        for gpu in box.gpus:
+            memory = now[gpu.uuid]
+            if isinstance(memory, Missing) or isinstance(gpu.memory_used_bytes, Missing):
+                continue
+            if abs(memory.used_bytes - gpu.memory_used_bytes) > STALE_BYTES:
+                return await self._box.fresh()
+        return box
 
     async def _decided(
         self,

@@ -105,7 +105,7 @@ class Switching:
 
     def promised(self, name: str) -> Mapping[str, Grant]:
         """See Switcher."""
-        given = [one for one in self._queue if one.changeover is not None and one.server != name]
+        given = [one for one in self._queue if one.changeover is not None and name not in (one.server, *one.giving)]
         return {place: Grant(ticket.server, "") for ticket in given for place in ticket.places or ()}
 
     async def choices(self) -> tuple[SwitchChoice, ...]:
