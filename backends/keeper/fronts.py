@@ -270,7 +270,8 @@ class Front:
 
     def _spec(self, record: Record, key: str | None) -> dict[str, Any]:
         # Not the environment of whoever asked for the server: what it names there is for the engine.
-        environ = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        search = os.pathsep.join([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+        environ = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": search, "PYTHONUNBUFFERED": "1"}
         environ |= {name: os.environ[name] for name in ("LANG", "TZ") if name in os.environ}
         environ |= {KEY: key} if key is not None else {}
         argv = [sys.executable, "-P", "-m", "backends.front", str(self.folder / "config.json")]
