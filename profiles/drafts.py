@@ -25,9 +25,9 @@ description = ""
 engine = "vllm"
 # A hub's id such as "Qwen/Qwen2.5-7B-Instruct", or a folder's full path.
 model = ""
-# sleep = true           # gives its GPUs to others in a second, and takes them again: vLLM on GPUs, costs host memory
-# ttl = 30               # then sleeps by itself after so many idle minutes
-# wake_on_request = true # and wakes when somebody asks it something
+# sleep = true            # gives its GPUs away and has them back in a second
+# ttl = 30                # then sleeps by itself after so many idle minutes
+# wake_on_request = true  # and wakes where somebody asks it something
 
 # The engine's own arguments: max_model_len = 2048 becomes --max-model-len 2048.
 [args]

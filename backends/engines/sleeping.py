@@ -106,12 +106,19 @@ async def take_step(http: HttpGet, step: WakeStep) -> None:
 
 
 async def first_token(http: HttpGet, served_name: str, kind: ModelKind) -> None:
-    """Have the model make one token (or one embedding), so that it is known to serve; raises OSError."""
+    """Have the model make one token (or one embedding), so that it is known to serve; raises OSError.
+
+    One that makes neither (a classifier, a reranker) refuses, which is an answer, too.
+    """
     if kind is ModelKind.EMBEDDING:
         await _post(http, "/v1/embeddings", {"model": served_name, "input": "hi"}, FIRST_TOKEN_S)
         return
     body = {"model": served_name, "prompt": "hi", "max_tokens": 1, "temperature": 0}
-    await _post(http, "/v1/completions", body, FIRST_TOKEN_S)
+    try:
+        await _post(http, "/v1/completions", body, FIRST_TOKEN_S)
+    except EngineRefusedError as no:
+        if no.status not in (400, 404, 405):
+            raise
 
 
 async def _post(http: HttpGet, path: str, body: object, timeout_s: float) -> bytes:

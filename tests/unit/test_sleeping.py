@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from backends import paths
@@ -115,6 +116,33 @@ async def test_why_it_does_not_wake_is_in_its_own_words_on_one_line(tmp_path: Pa
         said = "the engine answers 500 to /wake_up: CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62"
         assert (refused.value.status, str(refused.value)) == (500, said)
         assert await sleep_level(http) == 1
+
+
+async def test_what_takes_long_is_waited_for_and_silence_is_told(tmp_path: Path) -> None:
+    async with engine(tmp_path, "--fake-first-sleep", 0.6, "--fake-wake", 600) as http:
+        hasty = EngineHttp("http://x", uds=http._uds, read_s=0.1)
+        await fall_asleep(hasty, 1)
+        assert await sleep_level(http) == 1
+        with pytest.raises(TimeoutError, match=r"did not answer within 0\.1 s"):
+            await hasty.post("/wake_up", None)
+    with pytest.raises(ConnectionError, match=f"nothing answers at {http._uds}"):
+        await sleep_level(http)
+
+
+async def test_one_that_makes_no_tokens_says_so_which_is_an_answer(tmp_path: Path) -> None:
+    async with engine(tmp_path, "--fake-kind", "rerank") as http:
+        await first_token(http, "m", ModelKind.COMPLETION)
+
+
+async def test_one_whose_core_is_gone_gives_no_token(tmp_path: Path) -> None:
+    async with engine(tmp_path, "--fake-core") as http:
+        await first_token(http, "m", ModelKind.CHAT)
+        below = psutil.Process().children(recursive=True)
+        (core,) = (one for one in below if any("VLLM::EngineCor" in word for word in one.cmdline()))
+        core.kill()
+        await until(lambda: not core.is_running() or core.status() == psutil.STATUS_ZOMBIE)
+        with pytest.raises(EngineRefusedError, match="500 to /v1/completions: EngineCore encountered an issue"):
+            await first_token(http, "m", ModelKind.CHAT)
 
 
 async def test_an_engine_without_the_routes_says_so(tmp_path: Path) -> None:
