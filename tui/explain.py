@@ -241,9 +241,10 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "tp_balance": Explanation(
         "Tensor-parallel balance",
-        "How evenly a server's GPUs work: the one behind beside the one ahead, "
-        "the worse of utilization and memory over the last minute; memory alone while idle.",
-        "All ranks wait for the slowest in each layer; a hot, throttled or shared GPU slows the others as well.",
+        "How evenly a server's GPUs work: the one behind beside the one ahead, the worse of power over the last "
+        "seconds and memory as it is now; memory alone while idle.",
+        "All ranks wait for the slowest in each layer, and waiting counts as utilization, so power tells who works; "
+        "a hot, throttled or shared GPU slows the others as well.",
     ),
     "nvlink": Explanation(
         "NVLink",

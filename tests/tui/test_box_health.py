@@ -9,14 +9,14 @@ import pytest
 from textual.pilot import Pilot
 
 from backends.gpu_readings import Xid
-from backends.snapshots import Box, BoxUpdate, EccErrors, Gpu, Missing, Series, Server, Snapshot
+from backends.snapshots import Box, BoxUpdate, EccErrors, Gpu, Missing, Series, Server, ServerState, Snapshot
 from tests.tui.link import NOW, FakeLink, shown, simulated, until
 from tui.app import GpuboxApp
 from tui.explain import EXPLANATIONS
 from tui.format import GIB
 from tui.screens.base import GpuboxScreen
 from tui.themes import Palette
-from tui.widgets.gpu_balance import WINDOW_S, Balance, GpuWindow, Spread, balance_text
+from tui.widgets.gpu_balance import EVEN, WINDOW_S, Balance, GpuWindow, Spread, balance_text
 from tui.widgets.gpu_health import SHOWN_S, all_well, faults, health_lines, health_signs, health_words
 
 PLAIN = Palette(*["#000000"] * 10)
@@ -77,14 +77,12 @@ async def test_what_a_gpu_does_not_tell_is_a_dash_with_its_reason() -> None:
 
 
 async def test_the_balance_of_a_server_on_several_gpus_stands_in_the_details() -> None:
-    link = FakeLink()
-    first, second = (gpu.utilization for gpu in link.state.box.gpus[:2])
-    assert isinstance(first, float)
-    assert isinstance(second, float)
-    app = GpuboxApp(link, clock=lambda: NOW)
+    snapshot = simulated()
+    box = changed(snapshot.box, lambda gpu: replace(gpu, utilization=1.0, power_w=300.0 if gpu.index == 1 else 600.0))
+    app = GpuboxApp(FakeLink(replace(snapshot, box=box)), clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "GPU 1 behind: utilization " in shown(pilot), "the balance")
-        assert f"balance {second / first * 100:.0f}%" in shown(pilot)
+        await until(pilot, lambda: "GPU 1 behind: power 300 vs 600 W, memory " in shown(pilot), "the balance")
+        assert "balance 50%" in shown(pilot)
         await pilot.press("down", "down")
         await until(pilot, lambda: "GPU 2 ·" in shown(pilot), "a GPU of another server")
         assert "balance" not in shown(pilot)
@@ -186,24 +184,48 @@ def pair() -> tuple[Box, Server]:
     return snapshot.box, next(server for server in snapshot.servers if len(server.gpus) == 2)
 
 
-def at(box: Box, second: float, *busy: float) -> Box:
-    gpus = [replace(gpu, utilization=busy[gpu.index] if gpu.index < len(busy) else 0.0) for gpu in box.gpus]
+def at(box: Box, second: float, *watts: float, busy: float = 1.0) -> Box:
+    gpus = [
+        replace(gpu, power_w=watts[gpu.index] if gpu.index < len(watts) else 80.0, utilization=busy) for gpu in box.gpus
+    ]
     return replace(box, at=NOW + second, gpus=tuple(gpus))
 
 
-def test_balance_is_of_means_over_the_window() -> None:
+def test_balance_is_of_mean_power_over_the_window_and_of_memory_as_it_is_now() -> None:
     box, server = pair()
     window = GpuWindow()
-    for second, busy in enumerate((0.2, 0.4, 0.6)):
-        window.take(at(box, second, busy, 0.8))
-        window.take(at(box, second, 0.0, 0.0))  # the same moment again
+    empty = changed(box, lambda gpu: replace(gpu, shares=(), memory_used_bytes=0))
+    for second, power in enumerate((200.0, 400.0, 600.0)):
+        window.take(at(empty if second < 2 else box, second, power, 800.0))
+        window.take(at(empty, second, 0.0, 0.0))  # the same moment again
     balance = window.balance(server)
     assert balance is not None
-    assert (balance.behind, round(balance.ratio, 6)) == (0, 0.5)
-    window.take(at(box, WINDOW_S + 10, 0.9, 0.9))
+    assert (balance.behind, balance.power) == (0, Spread(400.0, 800.0))
+    own = sum(float(str(one.memory_bytes)) for one in box.gpus[0].shares if one.who == server.name)
+    assert balance.memory == Spread(own, own)
+    window.take(at(box, WINDOW_S + 3, 220.0, 221.0))
     balance = window.balance(server)
     assert balance is not None
-    assert balance.ratio == 1.0
+    assert balance_text(balance, PLAIN).plain.startswith("balance 100% · even: power 220 vs 221 W, memory ")
+
+
+def test_a_rank_that_waits_counts_as_busy_so_utilization_says_nothing_of_balance() -> None:
+    box, server = pair()
+    window = GpuWindow()
+    waits = at(box, 0.0, 221.0, 220.0)
+    window.take(replace(waits, gpus=(replace(waits.gpus[0], utilization=0.24), *waits.gpus[1:])))
+    balance = window.balance(server)
+    assert balance is not None
+    assert balance.ratio > EVEN
+
+
+@pytest.mark.parametrize("state", [ServerState.QUEUED, ServerState.STARTING, ServerState.SLEEPING])
+def test_there_is_no_balance_of_a_server_that_does_not_serve(state: ServerState) -> None:
+    box, server = pair()
+    window = GpuWindow()
+    window.take(at(box, 0.0, 200.0, 800.0))
+    assert window.balance(server) is not None
+    assert window.balance(replace(server, state=state)) is None
 
 
 def test_idle_gpus_are_compared_by_memory_alone() -> None:
@@ -211,7 +233,7 @@ def test_idle_gpus_are_compared_by_memory_alone() -> None:
     less = replace(box.gpus[1], shares=(), memory_used_bytes=30 * GIB)
     more = replace(box.gpus[0], shares=(), memory_used_bytes=60 * GIB)
     window = GpuWindow()
-    window.take(at(replace(box, gpus=(more, less, *box.gpus[2:])), 0.0, 0.01, 0.04))
+    window.take(at(replace(box, gpus=(more, less, *box.gpus[2:])), 0.0, 80.0, 120.0, busy=0.04))
     balance = window.balance(server)
     assert balance == Balance(1, None, Spread(30 * GIB, 60 * GIB))
     assert balance_text(balance, PLAIN).plain == "balance 50% · GPU 1 behind: memory 30.0 vs 60.0 GiB"
@@ -222,7 +244,9 @@ def test_there_is_no_balance_of_one_gpu_or_of_nothing_read() -> None:
     window = GpuWindow()
     assert window.balance(server) is None
     gone = Missing("lost")
-    window.take(changed(box, lambda gpu: replace(gpu, utilization=gone, memory_used_bytes=gone, shares=())))
+    window.take(
+        changed(box, lambda gpu: replace(gpu, utilization=gone, power_w=gone, memory_used_bytes=gone, shares=()))
+    )
     assert window.balance(server) is None
-    window.take(at(box, 1.0, 0.5, 0.5))
+    window.take(at(box, 1.0, 500.0, 500.0))
     assert window.balance(replace(server, gpus=server.gpus[:1], gpu_indices=(0,))) is None

@@ -79,7 +79,7 @@ async def test_details_that_do_not_fit_are_counted_and_scrolled_to() -> None:
     crowded = replace(snapshot.box.gpus[0], processes=processes, grants=())
     app = GpuboxApp(FakeLink(with_gpu(snapshot, 0, crowded)), clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "more: ^↓" in shown(pilot), "the hint")
+        await until(pilot, lambda: "more: Ctrl+↓" in shown(pilot), "the hint")
         assert "job 8" not in shown(pilot)
         await pilot.press(*["ctrl+down"] * 9)
         await until(pilot, lambda: "job 8" in shown(pilot), "the last process")
@@ -179,7 +179,7 @@ async def test_the_history_of_the_gpu_under_the_cursor_is_drawn() -> None:
         await until(pilot, lambda: "utilization  peak 0%" in shown(pilot), "the first history")
         await pilot.press("down", "down", "down")
         await until(pilot, lambda: "utilization  peak 30%" in shown(pilot), "another history")
-        assert "memory  –, last 1 min" in shown(pilot)
+        assert "memory  –, last 59 s" in shown(pilot)
 
 
 async def test_each_state_is_drawn_once_however_fast_they_come() -> None:
@@ -191,3 +191,37 @@ async def test_each_state_is_drawn_once_however_fast_they_come() -> None:
             box = replace(link.state.box, at=NOW + second, driver_version=f"999.{second}")
             link.say(SnapshotUpdate(replace(link.state, box=box)))
         await until(pilot, lambda: "driver 999.300" in shown(pilot), "the newest")
+
+
+async def test_whoever_comes_back_sees_what_the_gpu_did_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tui.screens.box.HISTORY_EVERY_S", 3600.0)
+
+    class Growing(FakeLink):
+        peak = 0.1
+
+        async def gpu_series(self, uuid: str) -> Series:
+            await super().gpu_series(uuid)
+            return Series(tuple(NOW - 150 + n for n in range(151)), {"utilization": (self.peak,) * 151})
+
+    link = Growing()
+    app = GpuboxApp(link, clock=lambda: NOW)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await until(pilot, lambda: "utilization  peak 10%, last 2 min" in shown(pilot), "the first history")
+        await pilot.press("2")
+        await until(pilot, lambda: "x Stop" in shown(pilot), "the servers")
+        link.peak = 1.0
+        reads = len(link.asked)
+        await pilot.press("1")
+        await until(pilot, lambda: ("gpu_series", link.state.box.gpus[0].uuid) in link.asked[reads:], "a reading")
+        await until(pilot, lambda: "utilization  peak 100%" in shown(pilot), "what it did")
+
+
+async def test_what_the_driver_keeps_for_itself_is_not_called_free() -> None:
+    snapshot = simulated("2xH200")
+    gpus = tuple(
+        replace(gpu, memory_used_bytes=0, memory_total_bytes=141 * GIB, memory_free_bytes=140 * GIB, shares=())
+        for gpu in snapshot.box.gpus
+    )
+    app = GpuboxApp(FakeLink(replace(snapshot, box=replace(snapshot.box, gpus=gpus))), clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "280.0 GiB free of 282.0 GiB" in shown(pilot), "the heading")

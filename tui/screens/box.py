@@ -61,8 +61,9 @@ class BoxScreen(GpuboxScreen):
         self.set_interval(HISTORY_EVERY_S, self._read_orphans)
 
     def on_screen_resume(self) -> None:
-        """Look for orphans on the CPU at once."""
+        """Look for orphans on the CPU, and for what the GPU did meanwhile, at once."""
         self._read_orphans()
+        self._read_history()
 
     def show(self, snapshot: Snapshot, server: Server | None) -> None:
         """Show every GPU."""

@@ -8,21 +8,24 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from backends.snapshots import Box, Gpu, Missing, Owner, Server
+from backends.snapshots import Box, Gpu, Missing, Owner, Server, ServerState
 from tui.format import gib, percent
 from tui.themes import Palette
 
-WINDOW_S = 60.0
+WINDOW_S = 10.0
 IDLE = 0.05
 """Below that utilization nothing can be said of how even the work is."""
 
-EVEN = 0.99
+EVEN = 0.95
+"""From here on nobody is behind: two equal GPUs draw a few percent more or less for the same work."""
+
 UNEVEN = 0.90
+SERVING = frozenset({ServerState.READY, ServerState.UNRESPONSIVE, ServerState.DRAINING})
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Means of a figure over the last window: of the GPU that is behind, and the highest of all."""
+    """A figure of the GPU that is behind, and the highest of all."""
 
     lowest: float
     highest: float
@@ -37,21 +40,22 @@ class Spread:
 class Balance:
     """The worse of both ratios, and the index of the GPU that is behind in it.
 
-    `utilization` (0–1) is None while the GPUs are idle, `memory` (bytes of the server's own) where it cannot be read.
+    `power` (watts, means over the window) is None while the GPUs are idle, `memory` (bytes of the server's own, as it
+    is now) where it cannot be read. Utilization is no part of it: a rank that waits for the others counts as busy.
     """
 
     behind: int
-    utilization: Spread | None
+    power: Spread | None
     memory: Spread | None
 
     @property
     def ratio(self) -> float:
         """The least of lowest/highest: 1 is even."""
-        return min(spread.ratio for spread in (self.utilization, self.memory) if spread is not None)
+        return min(spread.ratio for spread in (self.power, self.memory) if spread is not None)
 
 
 class GpuWindow:
-    """The readings of the last minute, by GPU, as far as somebody looked."""
+    """The readings of the last seconds, by GPU, as far as somebody looked."""
 
     def __init__(self) -> None:
         self._readings: dict[str, deque[tuple[float, Gpu]]] = {}
@@ -66,23 +70,25 @@ class GpuWindow:
                 readings.popleft()
 
     def balance(self, server: Server) -> Balance | None:
-        """Return how even a server's GPUs were; None where it has but one, or nothing could be read of them."""
-        if len(server.gpus) < 2:
+        """Return how even a server's GPUs are; None where it has but one, does not serve, or nothing could be read."""
+        if len(server.gpus) < 2 or server.state not in SERVING:
             return None
         seen = {
-            index: self._readings.get(uuid, ()) for index, uuid in zip(server.gpu_indices, server.gpus, strict=True)
+            index: [gpu for _, gpu in self._readings.get(uuid, ())]
+            for index, uuid in zip(server.gpu_indices, server.gpus, strict=True)
         }
-        busy = _means({index: [_busy(gpu) for _, gpu in readings] for index, readings in seen.items()})
-        held = _means(
-            {index: [_own_bytes(gpu, server.name) for _, gpu in readings] for index, readings in seen.items()}
-        )
-        if busy is not None and max(busy.values()) < IDLE:
-            busy = None
-        spreads = [(_spread(means).ratio, min(means, key=means.__getitem__)) for means in (busy, held) if means]
+        busy = _means({index: [_known(gpu.utilization) for gpu in gpus] for index, gpus in seen.items()})
+        drawn = _means({index: [_known(gpu.power_w) for gpu in gpus] for index, gpus in seen.items()})
+        if busy is None or max(busy.values()) < IDLE:
+            drawn = None
+        held = _means({index: [_own_bytes(gpu, server.name) for gpu in gpus[-1:]] for index, gpus in seen.items()})
+        spreads = [
+            (_spread(figures).ratio, min(figures, key=figures.__getitem__)) for figures in (drawn, held) if figures
+        ]
         if not spreads:
             return None
         behind = min(spreads)[1]
-        return Balance(behind, _spread(busy, behind) if busy else None, _spread(held, behind) if held else None)
+        return Balance(behind, _spread(drawn, behind) if drawn else None, _spread(held, behind) if held else None)
 
 
 def balance_text(balance: Balance, colours: Palette) -> Text:
@@ -91,18 +97,18 @@ def balance_text(balance: Balance, colours: Palette) -> Text:
     colour = colours.good if ratio >= UNEVEN else colours.warn
     text = Text("balance ", style=colours.dim).append(percent(ratio), colour)
     parts = []
-    if (busy := balance.utilization) is not None:
-        parts.append(f"utilization {busy.lowest * 100:.0f} vs {percent(busy.highest)}")
+    if (drawn := balance.power) is not None:
+        parts.append(f"power {drawn.lowest:.0f} vs {drawn.highest:.0f} W")
     if (held := balance.memory) is not None:
         parts.append(f"memory {gib(held.lowest)} vs {gib(held.highest)} GiB")
     who = "even" if ratio >= EVEN else f"GPU {balance.behind} behind"
     return text.append(f" · {who}: {', '.join(parts)}", colours.text)
 
 
-def _spread(means: Mapping[int, float], of: int | None = None) -> Spread:
-    """Return the spread of means by GPU; of one GPU's with `of`."""
-    highest = max(means.values())
-    return Spread(min(means.values()) if of is None else means[of], highest)
+def _spread(figures: Mapping[int, float], of: int | None = None) -> Spread:
+    """Return the spread of figures by GPU; of one GPU's with `of`."""
+    highest = max(figures.values())
+    return Spread(min(figures.values()) if of is None else figures[of], highest)
 
 
 def _means(figures: Mapping[int, Iterable[float | None]]) -> dict[int, float] | None:
@@ -115,8 +121,8 @@ def _means(figures: Mapping[int, Iterable[float | None]]) -> dict[int, float] | 
     return means
 
 
-def _busy(gpu: Gpu) -> float | None:
-    return None if isinstance(gpu.utilization, Missing) else gpu.utilization
+def _known(reading: float | Missing) -> float | None:
+    return None if isinstance(reading, Missing) else reading
 
 
 def _own_bytes(gpu: Gpu, server: str) -> float | None:

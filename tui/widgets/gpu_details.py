@@ -41,6 +41,9 @@ TWO_ROWS = 14
 CHART_ROWS = 4
 """Lines from which a chart has more than one line."""
 
+SECONDS_UNTIL_S = 90.0
+"""Below that a history's length is told in seconds."""
+
 LEISURE = 12
 """Lines from which it is also said what is in order."""
 
@@ -211,7 +214,8 @@ def gpu_history(series: Series, gpu: Gpu, width: int, height: int, colours: Pale
         charts = charts[:2]
     rows = min(14, height // (len(charts) // 2) - 2)
     half = (width - 3) // 2
-    minutes = round((series.at[-1] - series.at[0]) / 60)
+    span_s = series.at[-1] - series.at[0]
+    span = f"last {span_s:.0f} s" if span_s < SECONDS_UNTIL_S else f"last {span_s / 60:.0f} min"
     lines: list[Text] = []
     for pair in (charts[:2], charts[2:]) if len(charts) > 2 else (charts,):
         drawn = []
@@ -219,7 +223,7 @@ def gpu_history(series: Series, gpu: Gpu, width: int, height: int, colours: Pale
             values = series.points.get(name, ())
             known = [v for v in values if v is not None]
             peak = f"peak {how(max(known))}" if known else NOTHING
-            heading = Text.assemble((title, f"bold {colour}"), (f"  {peak}, last {minutes} min", colours.dim))
+            heading = Text.assemble((title, f"bold {colour}"), (f"  {peak}, {span}", colours.dim))
             chart = history(values, half, rows, top)
             shades = [faded(colour, colours.background, row, rows) for row in range(rows)]
             drawn.append([heading, *(Text(line, style=shade) for line, shade in zip(chart, shades, strict=True))])

@@ -17,12 +17,12 @@ def box_line(box: Box, width: int, colours: Palette) -> Text:
         parts.append(f"driver {box.driver_version}")
     if box.cuda_version:
         parts.append(f"CUDA {box.cuda_version}")
-    used = [gpu.memory_used_bytes for gpu in box.gpus if isinstance(gpu.memory_used_bytes, int)]
+    # Not the total less what is used: the driver keeps some of each GPU for itself.
+    free = [gpu.memory_free_bytes for gpu in box.gpus if isinstance(gpu.memory_free_bytes, int)]
     total = [gpu.memory_total_bytes for gpu in box.gpus if isinstance(gpu.memory_total_bytes, int)]
     text = Text.assemble((parts[0], f"bold {colours.text}"), (" · ".join(["", *parts[1:]]), colours.dim), no_wrap=True)
-    if used and len(used) == len(total):
-        free = sum(total) - sum(used)
-        right = Text(f"{memory(free)} free of {memory(sum(total))}", style=colours.dim)
+    if free and len(free) == len(total):
+        right = Text(f"{memory(sum(free))} free of {memory(sum(total))}", style=colours.dim)
         if text.cell_len + right.cell_len + 2 > width:
             text.truncate(width - right.cell_len - 2, overflow="ellipsis")
         text.append(" " * (width - text.cell_len - right.cell_len)).append_text(right)
