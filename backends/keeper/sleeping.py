@@ -35,6 +35,11 @@ WEIGHED_AGAIN_BYTES = 64 << 20
 SETTLES_WITHIN_S = 900.0
 """An engine that is falling asleep or waking answers whether it sleeps once that is over."""
 
+_STANDING = (
+    *(ServerState.READY, ServerState.UNRESPONSIVE),
+    *(ServerState.SLEEPING, ServerState.FALLING_ASLEEP, ServerState.WAKING),
+)
+
 
 @contextlib.asynccontextmanager
 async def untimed(_: str) -> AsyncIterator[None]:
@@ -92,7 +97,8 @@ class Sleeper:
 
     async def settle(self) -> None:
         """Go by the engine's own word to where it is: asleep, or awake. A wake that was begun is carried on."""
-        if self._task is None or self._task.done():
+        busy = self._task is not None and not self._task.done()
+        if not busy and self._subject.state in _STANDING:
             with contextlib.suppress(GpuboxError):
                 await self._carry_out(self._settle(), SleepFailedError)
 
@@ -261,8 +267,7 @@ class Sleeper:
         """Be asleep: in the ledger, at the front, in the record, and for all to see."""
         subject = self._subject
         self._keeps_room = keeps_room
-        if not keeps_room:
-            await self._grant(left)
+        await asyncio.gather(self._grant({} if keeps_room else left), self._tell_front(ServerState.SLEEPING))
         subject.keep(durable=False, asked_level=level, changing=None)
         subject.become(
             ServerState.SLEEPING,
@@ -271,8 +276,6 @@ class Sleeper:
             host_bytes=subject.record.host_bytes,
             idle=None,
         )
-        if subject.front is not None:
-            await subject.front.tell()
         subject.around.box.look_now()
 
     async def _be_awake(self) -> None:
@@ -280,22 +283,22 @@ class Sleeper:
         subject = self._subject
         subject.last_used_at = time.time()
         subject.keep(durable=False, asked_level=None, changing=None)
-        if subject.front is not None:
-            await subject.front.tell(ServerState.READY)
+        await self._tell_front(ServerState.READY)
         if subject.state is not ServerState.READY:
             subject.become(ServerState.READY, stage=None, sleep=None)
         subject.around.box.look_now()
 
+    async def _tell_front(self, state: ServerState) -> None:
+        if self._subject.front is not None:
+            await self._subject.front.tell(state)
+
     async def _wake(self, level: Level, on_step: OnStep) -> None:
         subject, begun = self._subject, time.monotonic()
-        if subject.front is not None:
-            await subject.front.tell()
         try:
-            await self._take_room()
+            await asyncio.gather(self._take_room(), self._tell_front(ServerState.WAKING))
         except GpuboxError as problem:
             subject.become(ServerState.SLEEPING, stage=None)
-            if subject.front is not None:
-                await subject.front.tell()
+            await self._tell_front(ServerState.SLEEPING)
             raise WakeFailedError(f"server {subject.name} cannot wake: {problem.message}", problem.hint) from None
         subject.keep(durable=False, changing="wake")
         await self._wake_up(level, on_step)

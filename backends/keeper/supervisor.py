@@ -220,6 +220,7 @@ class Supervisor:
 
         def also(work: Coroutine[None, None, None]) -> None:
             beside.append(asyncio.create_task(work, name=f"{work.__name__} of {record.name}"))
+            beside[-1].add_done_callback(_log_bug)
 
         try:
             if subject.front is not None:
@@ -386,3 +387,8 @@ class Supervisor:
     def api_key(self) -> str | None:
         """Return the key that the engine asks for, from where the profile says it is."""
         return self._subject.api_key()
+
+
+def _log_bug(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (bug := task.exception()) is not None:
+        log.error("%s failed", task.get_name(), exc_info=bug)
