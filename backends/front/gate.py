@@ -52,6 +52,8 @@ class Gate:
     def __init__(self, name: str, hold_s: float, wakes: bool, forsaken: Callable[[], None] = lambda: None) -> None:
         self.name = name
         self.mode = FrontMode.STARTING
+        self.is_starting = asyncio.Event()
+        self.is_starting.set()
         self._hold_s = hold_s
         self._wakes = wakes
         self._reason = ""
@@ -85,11 +87,19 @@ class Gate:
         """Note that the keeper is there."""
         self._heard_at = time.monotonic()
 
+    def is_alone(self, silent_s: float) -> bool:
+        """Whether the keeper has said nothing for so long, and waits for nothing here."""
+        return time.monotonic() - self._heard_at >= silent_s and not self._drains and not self._listeners
+
     def set_mode(self, mode: FrontMode, reason: str = "", wakes: bool | None = None) -> None:
         """Set what becomes of requests from now on, and of those that are held."""
         if mode is not self.mode:
             log.info("%s: %s%s", self.name, mode, _because(reason))
         self.mode, self._reason = mode, reason
+        if mode is FrontMode.STARTING:
+            self.is_starting.set()
+        else:
+            self.is_starting.clear()
         if wakes is not None:
             self._wakes = wakes
         if mode is FrontMode.PASS:
@@ -113,12 +123,17 @@ class Gate:
             return RefusedError(503, "server_asleep", text, 30)
         return None
 
+    def check(self) -> None:
+        """Raise the RefusedError of a request that is refused at once."""
+        if (why := self.refusal()) is not None:
+            self._look_for_keeper()
+            raise why
+
     async def enter(self) -> Flight:
         """Return the flight of a request that is passed on, maybe after it was held; raises RefusedError."""
         task = asyncio.current_task()
         assert task is not None
-        if (why := self.refusal()) is not None:
-            raise why
+        self.check()
         return self._depart(task) if self.mode is FrontMode.PASS else await self._wait(task)
 
     def leave(self, flight: Flight) -> None:
@@ -206,8 +221,7 @@ class Gate:
         self._held.clear()
 
     def _look_for_keeper(self) -> None:
-        is_silent = time.monotonic() - self._heard_at >= self._hold_s
-        if is_silent and not self._drains and not self._listeners:
+        if self.is_alone(self._hold_s):
             self._forsaken()
 
     def _is_waking_wanted(self) -> bool:

@@ -76,8 +76,8 @@ class Passing:
             if self._gate.mode is not FrontMode.PASS:
                 self._check_key(request)
             flight = await self._gate.enter()
-        elif need is Need.HEALTH and (why := self._gate.refusal()) is not None:
-            raise why
+        elif need is Need.HEALTH:
+            self._gate.check()
         exchange = _Exchange(request, self._engine, self._gate.name)
         try:
             try:

@@ -26,12 +26,15 @@ from backends.processes.facts import open_pidfd
 
 log = logging.getLogger("backends.front")
 
-LOOK_S = 0.1
-"""How often a front looks whether an engine that starts listens by now."""
+LOOK_S = 0.2
+"""How often a front that nobody tells anything looks whether an engine that starts listens by now."""
+
+ALONE_S = 3.0
+"""After so long without a word of the keeper's, which looks each second, a front that starts judges for itself."""
 
 BACKLOG = 2048
 HEAD_BYTES = 64 << 10
-GOODBYE_S = 2.0
+GOODBYE_S = 1.0
 """So long the answers that were begun may take at the end."""
 
 FILES = 65536
@@ -97,7 +100,7 @@ class _Front:
             await loop.create_server(public, sock=door, backlog=BACKLOG),
         ]
         log.info("the front of %s listens on %s:%d; pid %d", self._config.name, *door.getsockname()[:2], os.getpid())
-        starting = asyncio.create_task(self._until_started())
+        starting = asyncio.create_task(self._watch_start())
         why = "it failed"
         try:
             why = await over
@@ -114,11 +117,16 @@ class _Front:
                     public.pre_shutdown()
                     await public.shutdown(GOODBYE_S)
 
-    async def _until_started(self) -> None:
-        """Look for the engine until it answers, or somebody says what to do."""
-        while self._gate.mode is FrontMode.STARTING:
-            if not await self._ask():
-                await asyncio.sleep(LOOK_S)
+    async def _watch_start(self) -> None:
+        """Take the engine's own word for it that it has started, where no keeper is there to say so.
+
+        Where one is, it knows better: an engine that is about to sleep would hold what it is given.
+        """
+        while True:
+            await self._gate.is_starting.wait()
+            await asyncio.sleep(LOOK_S)
+            if self._gate.is_alone(ALONE_S):
+                await self._ask()
 
     async def _ask(self) -> bool:
         """Take the mode from the engine's own word; False where it has none."""

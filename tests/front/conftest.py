@@ -114,6 +114,17 @@ class Front:
     def said(self) -> str:
         return self._log.read_text()
 
+    async def begins(self, mode: FrontMode) -> None:
+        """Set its first mode, as the keeper does, once it and its engine listen."""
+        await until(self.config.engine_socket.exists, "the engine listens")
+        deadline = time.monotonic() + LONG_S
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                await self.link.set_mode(mode)
+                return
+            assert self.process.poll() is None, self.said
+            await asyncio.sleep(0.01)
+
     async def comes_to(self, mode: FrontMode) -> None:
         deadline = time.monotonic() + LONG_S
         while time.monotonic() < deadline:
@@ -183,7 +194,7 @@ class Stage:
         """Return an engine, and a front that lets requests pass to it."""
         engine = self.engine(*options)
         front = self.front(engine, environ, **changes)
-        await front.comes_to(FrontMode.ASLEEP if "--asleep" in options else FrontMode.PASS)
+        await front.begins(FrontMode.ASLEEP if "--asleep" in options else FrontMode.PASS)
         return engine, front
 
     def close(self) -> None:

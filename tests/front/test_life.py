@@ -18,7 +18,7 @@ from backends.errors import GpuboxError
 from backends.front.config import PORT_IN_USE, FrontConfig, read_config
 from backends.front.link import FrontMode
 from backends.processes.facts import Identity
-from tests.front.conftest import KEY, ROOT, Front, Stage, free_port
+from tests.front.conftest import KEY, ROOT, Front, Stage, free_port, until
 
 CHAT = "/v1/chat/completions"
 
@@ -102,7 +102,6 @@ async def test_a_front_ends_with_its_engine(stage: Stage, client: aiohttp.Client
 async def test_a_front_that_was_replaced_leaves_the_other_its_socket(stage: Stage) -> None:
     engine, front = await stage.pair()
     other = stage.front(engine, control_socket=front.config.control_socket)
-    await other.comes_to(FrontMode.PASS)
     while (await front.link.state()).pid != other.process.pid:
         await asyncio.sleep(0.01)
     front.process.terminate()
@@ -110,8 +109,9 @@ async def test_a_front_that_was_replaced_leaves_the_other_its_socket(stage: Stag
     assert (await other.link.state()).pid == other.process.pid
 
 
-async def test_a_front_begins_with_the_engines_own_word(stage: Stage) -> None:
-    _, front = await stage.pair("--asleep", wakes=True)
+async def test_a_front_whose_keeper_is_silent_begins_with_the_engines_own_word(stage: Stage) -> None:
+    front = stage.front(stage.engine("--asleep"), wakes=True)
+    await until(lambda: "bob: asleep\n" in front.said, "the front knows that the engine sleeps")
     state = await front.link.state()
     assert (state.mode, state.wakes, state.requests_total, state.last_request_at) == (FrontMode.ASLEEP, True, 0, None)
 

@@ -36,8 +36,12 @@ async def test_a_front_refuses_until_its_engine_listens(stage: Stage, client: ai
             assert answer.headers["Retry-After"] == "5"
             assert (await error_of(answer))["type"] == "server_starting"
     stage.adopt(engine.start())
-    await front.comes_to(FrontMode.PASS)
+    # No keeper says anything.
+    await until(lambda: "bob: pass\n" in front.said, "the front lets requests through")
     assert (await post(client, front)).status == 200
+    # One that then says otherwise is heard.
+    await front.link.set_mode(FrontMode.STARTING)
+    assert (await post(client, front)).status == 503
 
 
 async def test_held_requests_go_through_once_they_may(stage: Stage, client: aiohttp.ClientSession) -> None:
