@@ -154,7 +154,7 @@ def estimate(
         activation_bytes=sums.overhead.activation_bytes,
         non_torch_bytes=sums.overhead.non_torch_bytes,
         graphs_bytes=sums.overhead.graphs_bytes,
-        context_bytes=sums.overhead.context_bytes,
+        context_bytes=sums.overhead.context_bytes + sums.overhead.peers_bytes,
         needed_bytes=needed,
         kv_bytes_per_token=layout if isinstance(layout, Missing) else round(layout.bytes_per_token),
         kv_tokens=sums.tokens,
@@ -371,10 +371,11 @@ def _judge(case: Case, sums: Sums, needed: int | Missing) -> tuple[Verdict, str]
 def _wanted_at_start(case: Case, sums: Sums, needed: int) -> int:
     """Return the bytes that must be free: vLLM insists on its whole share, whatever it puts there.
 
-    CUDA graphs are left out: whether they find room is seen once all else is in its place.
+    CUDA graphs are left out: whether they find room is seen once all else is in its place. So is what exchanging with
+    other GPUs takes: known of large GPUs only, it must keep no server from small ones.
     """
     usable, settings = case.room.usable_bytes, case.settings
-    must = needed - sums.overhead.graphs_bytes
+    must = needed - sums.overhead.graphs_bytes - sums.overhead.peers_bytes
     if isinstance(usable, Missing) or settings.engine == "transformers" or settings.space_bytes is not None:
         return must
     return max(must, math.ceil(settings.utilization * usable) + sums.overhead.context_bytes)

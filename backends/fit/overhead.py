@@ -22,6 +22,9 @@ GRAPHS_FIXED_BYTES, GRAPHS_SPLIT_BYTES = GIB // 5, GIB * 7 // 10
 """CUDA graphs, of which the second part is divided; an H200 logged 0.89 GiB alone, 0.55 GiB on each of two."""
 CONTEXT_BYTES = GIB // 2
 """What CUDA itself takes of a GPU for a process that uses it; neither part of the engine's share nor in its log."""
+PEER_BYTES = GIB * 11 // 10
+"""What exchanging with other GPUs takes beside the share, NCCL's and all-reduce's buffers; two H200 held so much more
+than one in each of two runs."""
 LOGIT_BYTES = 10
 """A logit in the model's type, in float32, and as a probability."""
 CPU_PROCESS_BYTES = GIB * 6 // 10
@@ -33,13 +36,15 @@ LARGE_GPU_BYTES, HUGE_GPU_BYTES = 70 * GIB, 160 * GIB
 class Overhead:
     """Bytes on each GPU (or of the host) beside weights and KV cache.
 
-    `activation` and `non_torch` come out of the engine's share of the GPU, `graphs` and `context` on top of it.
+    `activation` and `non_torch` come out of the engine's share of the GPU, `graphs`, `context` and `peers` on top
+    of it.
     """
 
     activation_bytes: int
     non_torch_bytes: int
     graphs_bytes: int
     context_bytes: int
+    peers_bytes: int
     learned: bool
 
     @property
@@ -50,7 +55,7 @@ class Overhead:
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return self.inside_bytes + self.graphs_bytes + self.context_bytes
+        return self.inside_bytes + self.graphs_bytes + self.context_bytes + self.peers_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ def gpu_overhead(config: Mapping[str, Any], settings: Settings, step: Step, lear
         non_torch_bytes=first(known.non_torch_bytes, NON_TORCH_BYTES),
         graphs_bytes=first(known.graphs_bytes, graphs),
         context_bytes=CONTEXT_BYTES,
+        peers_bytes=PEER_BYTES if settings.tensor_parallel > 1 and settings.engine == "vllm" else 0,
         learned=known.activation_bytes is not None,
     )
 
@@ -90,7 +96,7 @@ def gpu_overhead(config: Mapping[str, Any], settings: Settings, step: Step, lear
 def cpu_overhead(learned: StartFigures | None) -> Overhead:
     """Return what a worker on the CPU takes of the host's memory."""
     told = learned.non_torch_bytes if learned else None
-    return Overhead(0, CPU_PROCESS_BYTES if told is None else told, 0, 0, told is not None)
+    return Overhead(0, CPU_PROCESS_BYTES if told is None else told, 0, 0, 0, told is not None)
 
 
 def _activation(config: Mapping[str, Any], settings: Settings, step: Step) -> int:

@@ -45,9 +45,10 @@ def arithmetic(case: Case, sums: Sums, needed: int | Missing, cost: Asleep | Non
         what = "other memory" if room.count else "the process itself"
         lines.append(_line(gib(overhead.non_torch_bytes), f"{what} ({source})", less))
     lines += _cache_lines(case, sums, each, "=" if shares else "")
-    if beside := overhead.graphs_bytes + overhead.context_bytes:
-        graphs = f"CUDA graphs {gib(overhead.graphs_bytes)} and " if overhead.graphs_bytes else ""
-        lines.append(_line(gib(beside), f"{graphs}CUDA itself, beside its share"))
+    if beside := overhead.graphs_bytes + overhead.context_bytes + overhead.peers_bytes:
+        parts = [f"CUDA graphs {gib(overhead.graphs_bytes)}"] if overhead.graphs_bytes else []
+        parts += ["CUDA itself", *(["exchange between GPUs (reckoned)"] if overhead.peers_bytes else [])]
+        lines.append(_line(gib(beside), f"{' and '.join(parts)}, beside its share"))
     if isinstance(needed, int) and room.count:
         free = f", {gib(room.free_bytes)} can be had" if isinstance(room.free_bytes, int) else ""
         lines.append(_line(gib(needed), f"in all{each}{free}"))

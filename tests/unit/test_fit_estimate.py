@@ -80,6 +80,16 @@ def test_activation_is_foretold_before_any_start(m7b: Path) -> None:
         assert fit.graphs_bytes == pytest.approx(logged.graphs_bytes, rel=0.05)
 
 
+def test_what_two_gpus_hold_is_foretold_with_what_their_exchange_takes(m7b: Path) -> None:
+    # Two H200 with enforce_eager held 71.54 GiB each, by NVML; their log told 62.94 GiB of KV cache.
+    args = {"max_model_len": 16384, "gpu_memory_utilization": 0.5, "enforce_eager": True, "tensor_parallel_size": 2}
+    profile = profile_of(m7b, **args)
+    fit = reckon(profile, replace(H200, count=2))
+    assert isinstance(fit.needed_bytes, int)
+    assert fit.needed_bytes / GIB == pytest.approx(71.54, abs=0.1)
+    assert any("CUDA itself and exchange between GPUs (reckoned), beside its share" in line for line in fit.arithmetic)
+
+
 def test_the_cpus_log_is_foretold(tmp_path: Path) -> None:
     config = QWEN_7B | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
                         "num_key_value_heads": 4, "max_position_embeddings": 1024}  # fmt: skip
