@@ -51,6 +51,7 @@ class StandIn:
         self.socket = folder / "engine.sock"
         self._record = folder / "record.jsonl"
         self._options = options
+        self._forgotten = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> StandIn:
@@ -70,8 +71,13 @@ class StandIn:
     def seen(self, what: str) -> list[dict[str, Any]]:
         with suppress(FileNotFoundError):
             rows = [json.loads(line) for line in self._record.read_text().splitlines() if line.endswith("}")]
-            return [row for row in rows if row["what"] == what]
+            return [row for row in rows[self._forgotten :] if row["what"] == what]
         return []
+
+    def forget(self) -> None:
+        """Leave out from now on what was seen until now."""
+        with suppress(FileNotFoundError):
+            self._forgotten = len(self._record.read_text().splitlines())
 
     async def tell(self, method: str, path: str) -> None:
         """Ask it directly, as the keeper does."""
@@ -120,7 +126,7 @@ class Front:
         deadline = time.monotonic() + LONG_S
         while time.monotonic() < deadline:
             with suppress(OSError):
-                await self.link.set_mode(mode)
+                await self.link.set_mode(mode, wakes=None if mode is FrontMode.ASLEEP else self.config.wakes)
                 return
             assert self.process.poll() is None, self.said
             await asyncio.sleep(0.01)
@@ -205,6 +211,33 @@ class Stage:
             engine.kill()
         self.shim.kill()
         self.shim.wait()
+
+
+class Shared:
+    """One engine and one front for all tests of a module that leave both as they were."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._pair: tuple[StandIn, Front] | None = None
+
+    async def pair(self) -> tuple[StandIn, Front]:
+        """Return them as if they were new, but for their counters."""
+        if self._pair is None:
+            self._pair = await self._stage.pair()
+        engine, front = self._pair
+        await front.begins(FrontMode.PASS)
+        await front.has(in_flight=0, held=0)
+        engine.forget()
+        return engine, front
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    built = Stage(tmp_path_factory.mktemp("s"))
+    try:
+        yield Shared(built)
+    finally:
+        built.close()
 
 
 @pytest.fixture

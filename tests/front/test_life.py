@@ -18,7 +18,7 @@ from backends.errors import GpuboxError
 from backends.front.config import PORT_IN_USE, FrontConfig, read_config
 from backends.front.link import FrontMode
 from backends.processes.facts import Identity
-from tests.front.conftest import KEY, ROOT, Front, Stage, free_port, until
+from tests.front.conftest import KEY, ROOT, Front, Stage, StandIn, free_port, until
 
 CHAT = "/v1/chat/completions"
 
@@ -110,9 +110,13 @@ async def test_a_front_that_was_replaced_leaves_the_other_its_socket(stage: Stag
 
 
 async def test_a_front_whose_keeper_is_silent_begins_with_the_engines_own_word(stage: Stage) -> None:
-    front = stage.front(stage.engine("--asleep"), wakes=True)
-    await until(lambda: "bob: asleep\n" in front.said, "the front knows that the engine sleeps")
-    state = await front.link.state()
+    folder = stage.folder / "other"
+    folder.mkdir()
+    awake, asleep = stage.engine(), stage.adopt(StandIn(folder, "--asleep").start())
+    passing, waiting = stage.front(awake), stage.front(asleep, wakes=True)
+    await until(lambda: "bob: pass\n" in passing.said, "the front lets requests through")
+    await until(lambda: "bob: asleep\n" in waiting.said, "the front knows that the engine sleeps")
+    state = await waiting.link.state()
     assert (state.mode, state.wakes, state.requests_total, state.last_request_at) == (FrontMode.ASLEEP, True, 0, None)
 
 

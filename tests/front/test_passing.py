@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from backends.front.link import FrontMode
-from tests.front.conftest import LONG_S, Front, Stage, until
+from tests.front.conftest import LONG_S, Front, Shared, Stage, until
 
 CHAT = "/v1/chat/completions"
 
@@ -22,8 +22,8 @@ def post(client: aiohttp.ClientSession, front: Front, **wish: Any) -> Any:
     return client.post(front.url + CHAT, json=wish)
 
 
-async def test_an_event_arrives_before_the_next_one_is_made(stage: Stage, client: aiohttp.ClientSession) -> None:
-    engine, front = await stage.pair()
+async def test_an_event_arrives_before_the_next_one_is_made(shared: Shared, client: aiohttp.ClientSession) -> None:
+    engine, front = await shared.pair()
     async with post(client, front, events=3, wait=True) as answer:
         assert answer.status == 200
         assert answer.content_type == "text/event-stream"
@@ -34,8 +34,8 @@ async def test_an_event_arrives_before_the_next_one_is_made(stage: Stage, client
         assert await answer.content.read() == b"data: [DONE]\n\n"
 
 
-async def test_a_request_arrives_before_its_body_is_whole(stage: Stage, client: aiohttp.ClientSession) -> None:
-    engine, front = await stage.pair()
+async def test_a_request_arrives_before_its_body_is_whole(shared: Shared, client: aiohttp.ClientSession) -> None:
+    engine, front = await shared.pair()
     may_go_on = asyncio.Event()
 
     async def parts() -> Any:
@@ -52,8 +52,8 @@ async def test_a_request_arrives_before_its_body_is_whole(stage: Stage, client: 
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
-async def test_a_large_body_arrives_whole(stage: Stage, client: aiohttp.ClientSession, is_chunked: bool) -> None:
-    _, front = await stage.pair()
+async def test_a_large_body_arrives_whole(shared: Shared, client: aiohttp.ClientSession, is_chunked: bool) -> None:
+    _, front = await shared.pair()
     body = os.urandom(12 << 20)
 
     async def parts() -> Any:
@@ -82,9 +82,9 @@ async def test_a_large_answer_waits_for_its_client(stage: Stage) -> None:
 
 
 async def test_an_answer_has_its_headers_and_a_request_those_that_are_the_engines(
-    stage: Stage, client: aiohttp.ClientSession
+    shared: Shared, client: aiohttp.ClientSession
 ) -> None:
-    engine, front = await stage.pair()
+    engine, front = await shared.pair()
     headers = {
         "Authorization": "Bearer k",
         "Connection": "keep-alive, X-Mine",
@@ -105,8 +105,8 @@ async def test_an_answer_has_its_headers_and_a_request_those_that_are_the_engine
     assert not {"connection", "x-mine", "te", "upgrade", "keep-alive"} & set(seen)
 
 
-async def test_answers_without_a_body_and_old_clients(stage: Stage, client: aiohttp.ClientSession) -> None:
-    _, front = await stage.pair()
+async def test_answers_without_a_body_and_old_clients(shared: Shared, client: aiohttp.ClientSession) -> None:
+    _, front = await shared.pair()
     async with post(client, front, none=True) as answer:
         assert (answer.status, await answer.read()) == (204, b"")
     async with client.head(front.url + "/v1/models") as answer:
@@ -119,8 +119,8 @@ async def test_answers_without_a_body_and_old_clients(stage: Stage, client: aioh
     assert content.endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_client_that_waits_for_leave_to_send_gets_it(stage: Stage) -> None:
-    engine, front = await stage.pair()
+async def test_a_client_that_waits_for_leave_to_send_gets_it(shared: Shared) -> None:
+    engine, front = await shared.pair()
     reader, writer = await asyncio.open_connection(front.config.host, front.config.port)
     writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
     async with asyncio.timeout(LONG_S):
@@ -131,8 +131,8 @@ async def test_a_client_that_waits_for_leave_to_send_gets_it(stage: Stage) -> No
     writer.close()
 
 
-async def test_an_engine_that_refuses_early_is_heard(stage: Stage, client: aiohttp.ClientSession) -> None:
-    _, front = await stage.pair()
+async def test_an_engine_that_refuses_early_is_heard(shared: Shared, client: aiohttp.ClientSession) -> None:
+    _, front = await shared.pair()
     reader, writer = await asyncio.open_connection(front.config.host, front.config.port)
     writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nX-Refuse: 413\r\nContent-Length: 9000000\r\n\r\nabc")
     async with asyncio.timeout(LONG_S):
@@ -144,9 +144,9 @@ async def test_an_engine_that_refuses_early_is_heard(stage: Stage, client: aioht
 
 @pytest.mark.parametrize("wish", [{"hang": True}, {"events": 1000, "pause_s": 0.01}])
 async def test_a_client_that_leaves_has_its_request_given_up(
-    stage: Stage, client: aiohttp.ClientSession, wish: dict[str, Any]
+    shared: Shared, client: aiohttp.ClientSession, wish: dict[str, Any]
 ) -> None:
-    engine, front = await stage.pair()
+    engine, front = await shared.pair()
     asking = asyncio.create_task(post(client, front, **wish).__aenter__())
     await front.has(in_flight=1)
     await until(lambda: engine.seen("body"), "the engine works on it")

@@ -6,7 +6,7 @@ import pytest
 
 from backends.front.refusals import RefusedError
 from backends.front.routes import Need, need_of
-from tests.front.conftest import Stage
+from tests.front.conftest import Shared
 
 TARGETS = [
     "/sleep",
@@ -94,8 +94,8 @@ def test_public_routes_pass(method: str, target: str, need: Need) -> None:
     assert need_of(method, target) is need
 
 
-async def test_nothing_but_public_routes_reaches_the_engine(stage: Stage) -> None:
-    engine, front = await stage.pair()
+async def test_nothing_but_public_routes_reaches_the_engine(shared: Shared) -> None:
+    engine, front = await shared.pair()
     line = "{} {} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{}\r\n"
     attempts = [line.format(method, target, "") for target in TARGETS for method in ("GET", "POST")]
     attempts += [
@@ -131,8 +131,8 @@ async def test_nothing_but_public_routes_reaches_the_engine(stage: Stage) -> Non
     assert engine.seen("request")[-1]["target"] == "/v1/models"
 
 
-async def test_the_content_of_a_body_is_never_taken_for_a_request(stage: Stage) -> None:
-    engine, front = await stage.pair()
+async def test_the_content_of_a_body_is_never_taken_for_a_request(shared: Shared) -> None:
+    engine, front = await shared.pair()
     smuggled = b"POST /sleep HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
     chunked = b"%x;a=b\r\n%b\r\n0\r\nX-Trailer: POST /sleep HTTP/1.1\r\n\r\n" % (len(smuggled), smuggled)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
