@@ -33,7 +33,7 @@ _FLAG = re.compile(r"--[a-z][\w-]+")
 _MEMORY = re.compile(r"\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\)")
 _OLD_TOTAL = re.compile(r"total_gpu_memory \((?P<total>[\d.]+) ?GiB\)|total capacity of (?P<capacity>[\d.]+) GiB")
 _CHECKPOINT = re.compile(r"Checkpoint size: (?P<gib>[\d.]+) GiB")
-_WARM_STAGES = ("compile", "kv cache", "cuda graphs", "warm-up")
+_WARM_STAGES = ("profiling", "compile", "kv cache", "cuda graphs", "warm-up")
 _SIGN = re.compile(
     r"error: |address already in use|died unexpectedly|exited unexpectedly|[Kk]illed|oom|out of memory|Fatal Python|"
     r"Segmentation|core dumped|Bus error|terminate called|what\(\):|No space left|No module named|command not found|"

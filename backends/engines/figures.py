@@ -22,6 +22,7 @@ _GIB = (
     ("activation_bytes", re.compile(r"([\d.]+) GiB for peak activation")),
     ("non_torch_bytes", re.compile(r"([\d.]+) GiB for non-torch memory")),
     ("graphs_bytes", re.compile(r"Graph capturing finished in \d+ secs, took (-?[\d.]+) GiB")),
+    ("graphs_bytes", re.compile(r"([\d.]+) GiB for CUDAGraph memory")),
     ("kv_available_bytes", re.compile(r"Available KV cache memory: (-?[\d.]+) GiB")),
     ("kv_available_bytes", re.compile(r"(?:Explicitly|Auto) set \(([\d.]+)/[\d.]+\) GiB for KV cache")),
 )

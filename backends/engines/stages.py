@@ -47,6 +47,7 @@ VLLM = (
     sign(WEIGHTS, r"Checkpoint size: (?P<gib>[\d.]+) GiB", "{gib} GiB"),
     sign(WEIGHTS, r"Loading .*?:\s+(?P<pct>\d+)% Completed \| (?P<done>\d+)/(?P<of>\d+)", "shard {done} of {of}"),
     sign(WEIGHTS, r"Loading weights took (?P<s>[\d.]+) seconds", "read in {s} s"),
+    sign("profiling", r"Model loading took "),
     sign("compile", r"Using cache directory: .*torch_compile_cache|Warming up model for the compilation"),
     sign("compile", r"Compiling (?:a graph for|model again)|saved AOT compiled function", cached=False),
     sign("compile", r"Directly load (?:AOT compilation|the compiled graph)", "from the cache", cached=True),

@@ -76,9 +76,10 @@ def step_of(settings: Settings, usable_bytes: int, gpu_name: str) -> Step:
 def gpu_overhead(config: Mapping[str, Any], settings: Settings, step: Step, learned: StartFigures | None) -> Overhead:
     """Return the overhead on each GPU; `config` is the language model's, empty where it is not known."""
     known = learned or StartFigures()
-    graphs = 0 if settings.eager else GRAPHS_FIXED_BYTES + GRAPHS_SPLIT_BYTES // settings.tensor_parallel
-    if settings.engine == "transformers":
-        graphs = 0
+    graphs = 0
+    if not settings.eager and settings.engine != "transformers":
+        # A start without graphs logs none of them, which tells nothing of one with them.
+        graphs = known.graphs_bytes or GRAPHS_FIXED_BYTES + GRAPHS_SPLIT_BYTES // settings.tensor_parallel
 
     def first(told: int | None, otherwise: int) -> int:
         return otherwise if told is None else told
@@ -86,7 +87,7 @@ def gpu_overhead(config: Mapping[str, Any], settings: Settings, step: Step, lear
     return Overhead(
         activation_bytes=first(known.activation_bytes, _activation(config, settings, step)),
         non_torch_bytes=first(known.non_torch_bytes, NON_TORCH_BYTES),
-        graphs_bytes=first(known.graphs_bytes, graphs),
+        graphs_bytes=graphs,
         context_bytes=CONTEXT_BYTES,
         peers_bytes=PEER_BYTES if settings.tensor_parallel > 1 and settings.engine == "vllm" else 0,
         learned=known.activation_bytes is not None,

@@ -64,10 +64,22 @@ def test_newer_words_tell_weights_and_the_rest_in_one_sum() -> None:
         weights_bytes=gib(12.25),
         activation_bytes=gib(1.5),
         non_torch_bytes=gib(0.25),
+        graphs_bytes=gib(0.5),
         kv_tokens=1024,
         max_concurrency=2.0,
         max_model_len=512,
     )
+
+
+def test_a_start_without_graphs_tells_that_they_take_nothing() -> None:
+    told = (
+        "Actual usage is 6.15 GiB for weight, 0.74 GiB for peak activation, 0.06 GiB for non-torch memory, and 0.0 GiB"
+    )
+    found = read_figures(
+        [f"(Worker_TP0 pid=1164) INFO 11-21 21:45:41 [gpu_worker.py:857] {told} for CUDAGraph memory."]
+    )
+    assert found is not None
+    assert found.graphs_bytes == 0
 
 
 def test_of_the_workers_the_largest_weights_and_the_smallest_cache_count() -> None:
@@ -118,13 +130,26 @@ def test_the_times_of_a_real_start() -> None:
         StageTime("boot", 10.0),
         StageTime("config", 13.0),
         StageTime("engine", 2.0),
-        StageTime("weights", 7.0),
+        StageTime("weights", 3.0),
+        StageTime("profiling", 4.0),
         StageTime("compile", 9.0),
         StageTime("kv cache", 2.0),
         StageTime("cuda graphs", 3.0),
         StageTime("warm-up", 10.0),
     )
     assert (tracker.compile_cached, tracker.version) == (False, "0.26.0")
+
+
+def test_without_a_compiler_profiling_is_no_part_of_reading_weights() -> None:
+    engine = engine_named("vllm")
+    tracker = StageTracker(engine.stages, 0.0)
+    for at, line in (
+        (0.0, "Starting to load model /tmp/m7b..."),
+        (3.6, "(Worker_TP0 pid=1164) INFO [model_runner.py:305] Model loading took 6.15 GiB and 4.033855 seconds"),
+        (10.1, "(Worker_TP0 pid=1164) INFO [gpu_worker.py:560] Available KV cache memory: 62.94 GiB"),
+    ):
+        tracker.see(engine.mark(line), at)
+    assert tracker.done() == (StageTime("weights", 3.6), StageTime("profiling", 6.5))
 
 
 def test_compiled_code_from_the_cache_is_told_from_code_that_is_compiled() -> None:

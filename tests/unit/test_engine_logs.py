@@ -21,8 +21,14 @@ def read(name: str) -> list[str]:
     ("name", "stages"),
     [
         ("cpu-0.32-ready", ["config", "engine", "weights", "compile", "kv cache", "warm-up"]),
-        ("h200-0.26-ready", ["config", "engine", "weights", "compile", "kv cache", "cuda graphs", "warm-up"]),
-        ("h200-0.26-tp2-ready", ["config", "engine", "weights", "compile", "kv cache", "cuda graphs", "warm-up"]),
+        (
+            "h200-0.26-ready",
+            ["config", "engine", "weights", "profiling", "compile", "kv cache", "cuda graphs", "warm-up"],
+        ),
+        (
+            "h200-0.26-tp2-ready",
+            ["config", "engine", "weights", "profiling", "compile", "kv cache", "cuda graphs", "warm-up"],
+        ),
     ],
 )
 def test_the_stages_of_a_real_start(name: str, stages: list[str]) -> None:

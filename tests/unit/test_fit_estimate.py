@@ -90,6 +90,14 @@ def test_what_two_gpus_hold_is_foretold_with_what_their_exchange_takes(m7b: Path
     assert any("CUDA itself and exchange between GPUs (reckoned), beside its share" in line for line in fit.arithmetic)
 
 
+def test_a_start_without_graphs_tells_nothing_of_graphs(m7b: Path) -> None:
+    eager = replace(figures("h200-0.26-ready"), graphs_bytes=0)
+    assert reckon(profile_of(m7b), learned=eager).graphs_bytes == reckon(profile_of(m7b)).graphs_bytes
+    graphs = figures("h200-0.26-ready")
+    assert reckon(profile_of(m7b), learned=graphs).graphs_bytes == graphs.graphs_bytes
+    assert reckon(profile_of(m7b, enforce_eager=True), learned=graphs).graphs_bytes == 0
+
+
 def test_the_cpus_log_is_foretold(tmp_path: Path) -> None:
     config = QWEN_7B | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
                         "num_key_value_heads": 4, "max_position_embeddings": 1024}  # fmt: skip
