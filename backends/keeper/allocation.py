@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from backends.errors import GpuBusyError, NoSuchGpuError, UsageError
 from backends.gpus.selection import Selection, select
+from backends.keeper.rooms import LEFT_ASLEEP_BYTES
 from backends.snapshots import Box, Gpu, Missing, StartRequest
 
 if TYPE_CHECKING:
@@ -31,13 +32,16 @@ def choose_gpus(profile: Profile, request: StartRequest, box: Box, fixed_bytes: 
         return Selection((), "on the CPU")
     if profile.gpus == "cpu":
         raise UsageError(f"profile {profile.name} is for the CPU", "copy it and set gpus, or say --gpus cpu")
-    fraction = _needed_fraction(profile)
+    if request.asleep and not profile.sleep:
+        raise UsageError(f"profile {profile.name} cannot be started asleep", "set sleep = true in it")
+    fraction = None if request.asleep else _needed_fraction(profile)
     try:
         return select(
             box.gpus,
             wanted or ("auto",),
             profile.gpus,
-            fixed_bytes,
+            # A warm spare needs no more to be let in: it starts once there is room for all that it needs.
+            LEFT_ASLEEP_BYTES if request.asleep else fixed_bytes,
             needed_fraction=fraction,
             count_why=_count_why(profile),
             memory_why="kv_cache_memory_bytes" if fraction is None else f"gpu_memory_utilization {fraction}",

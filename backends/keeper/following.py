@@ -124,6 +124,7 @@ async def _becomes_ready(subject: Subject, http: EngineHttp, watch: StartWatch) 
         "max_model_len": readiness.max_model_len,
     }
     subject.keep(**told)
+    subject.last_used_at = now
     progress = replace(watch.progress(now), done=watch.done(now), ratio=1.0, eta_s=None, quiet_since=None)
     subject.become(ServerState.READY, stage=None, progress=progress, figures=watch.figures, **told)
     subject.around.history.ready(subject, watch)

@@ -178,7 +178,12 @@ class Front:
             return Drained(0, 0, 0.0)
 
     async def end(self) -> None:
-        """See that the front of a launch that is over has ended; it does so by itself."""
+        """See that the front of a launch that is over has ended, as it does by itself, and that no socket is left."""
+        await self._see_it_end()
+        for socket in (self._control_socket, Path(self._subject.record.uds or self._control_socket)):
+            socket.unlink(missing_ok=True)
+
+    async def _see_it_end(self) -> None:
         facts = self.facts()
         descriptor = open_pidfd(facts.shim) if facts is not None else None
         if facts is None or descriptor is None:

@@ -20,20 +20,22 @@ class Idleness:
         self._subject = subject
         self._counters: tuple[int, ...] | None = None
         self._since: float | None = None
-        subject.last_used_at = max(subject.last_used_at, subject.record.last_used_at or 0.0)
 
     def see(self, metrics: Metrics | Missing, front: FrontState | None) -> None:
         """Take in a reading; one that failed tells nothing, and what cannot be seen may be work."""
-        now, counters = time.time(), _counters(metrics)
-        worked = counters is None or counters != self._counters or _at_work(metrics, front)
-        if counters is not None and self._counters is None:
-            worked = _at_work(metrics, front)
-        if counters is not None and worked and self._counters is not None:
-            self._subject.last_used_at = now
+        now, counters, subject = time.time(), _counters(metrics), self._subject
+        is_first = self._counters is None
+        works = _at_work(metrics, front) or not (is_first or counters == self._counters)
+        if counters is not None and works:
+            subject.last_used_at = now
         if front is not None and front.last_request_at is not None:
-            self._subject.last_used_at = max(self._subject.last_used_at, front.last_request_at)
-        self._counters = counters if counters is not None else self._counters
-        self._since = None if worked else self._since or now
+            subject.last_used_at = max(subject.last_used_at, front.last_request_at)
+        if counters is None or works:
+            self._since = None
+        elif self._since is None:
+            # A keeper before this one may have seen it idle already: its front tells when it had its last request.
+            self._since = subject.last_used_at if is_first else now
+        self._counters = counters or self._counters
         self._show()
 
     def begin_anew(self) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from backends.errors import GpuBusyError
 from backends.gpus.sampler import MemoryNow
-from backends.snapshots import Grant, Missing
+from backends.snapshots import Box, Grant, Missing
 
 if TYPE_CHECKING:
     from backends.keeper.record import Record
@@ -24,6 +24,20 @@ LEFT_ASLEEP_BYTES = 2 * GIB
 def needs_of(record: Record) -> dict[str, int | None]:
     """Return what a server takes of its GPUs awake, in bytes by UUID: what was reserved, or else seen; None: all."""
     return {uuid: record.awake_bytes.get(uuid) if size is None else size for uuid, size in record.reserved.items()}
+
+
+def granted_first(record: Record) -> dict[str, int | None]:
+    """Return what a start is granted of its GPUs; a warm spare gets all that it needs at its gate only."""
+    return dict.fromkeys(record.reserved, LEFT_ASLEEP_BYTES) if record.spare else record.reserved
+
+
+def memory_in(box: Box) -> dict[str, MemoryNow | Missing]:
+    """Return what of each GPU's memory is used and free, by UUID, as a reading of the box has it."""
+    return {
+        gpu.uuid: MemoryNow(gpu.memory_used_bytes, gpu.memory_free_bytes)
+        for gpu in box.gpus
+        if not isinstance(gpu.memory_used_bytes, Missing) and not isinstance(gpu.memory_free_bytes, Missing)
+    }
 
 
 def resize(ledger: Ledger, record: Record, memory: Mapping[str, int | None]) -> None:

@@ -20,6 +20,7 @@ from backends.keeper.boxwatch import beside_others
 from backends.keeper.launching import launch_name
 from backends.keeper.ports import choose_port
 from backends.keeper.record import Record, engine_socket_of, first_state, read_all, save
+from backends.keeper.rooms import granted_first
 from backends.keeper.supervisor import Supervisor
 from backends.keeper.surroundings import Surroundings
 from backends.processes.facts import ProcessFacts, read_facts
@@ -134,7 +135,7 @@ class Servers:
         lock = await asyncio.to_thread(ledger.lock)
         try:
             record = self._decided(name, profile, request, await self._around.box.fresh(), needed)
-            ledger.grant(name, record.reserved)
+            ledger.grant(name, granted_first(record))
             try:
                 save(record)
             except OSError:

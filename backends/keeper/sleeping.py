@@ -282,7 +282,7 @@ class Sleeper:
         """Be ready: in the record, for all to see, and at the front."""
         subject = self._subject
         subject.last_used_at = time.time()
-        subject.keep(durable=False, asked_level=None, changing=None)
+        subject.keep(durable=False, asked_level=None, changing=None, last_used_at=subject.last_used_at)
         await self._tell_front(ServerState.READY)
         if subject.state is not ServerState.READY:
             subject.become(ServerState.READY, stage=None, sleep=None)

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 from backends import paths
 from backends.diagnosis.ended import oom_kills
 from backends.engines.base import Placement
-from backends.gpus.sampler import MemoryNow
 from backends.keeper.allocation import grant_again, indices_of
 from backends.keeper.launching import engine_environ, lock_path, shim_spec, tidy
 from backends.keeper.record import keep_copy
-from backends.keeper.rooms import claim
+from backends.keeper.rooms import claim, granted_first, memory_in
 from backends.keeper.turns import gate_path
 from backends.processes.facts import ask_again
 from backends.processes.launch import launch
-from backends.snapshots import Box, Missing
 
 if TYPE_CHECKING:
     from backends.keeper.subject import Subject
@@ -74,17 +72,9 @@ async def _placed(subject: Subject) -> tuple[str, ...]:
         subject.show(gpu_indices=indices)
     files = ledger.files(record.name)
     if len(files) < len(record.gpus):
-        return await asyncio.to_thread(grant_again, ledger, record.name, record.reserved)
-    if record.uds is not None:
+        return await asyncio.to_thread(grant_again, ledger, record.name, granted_first(record))
+    if record.uds is not None and not record.spare:
         # It may have slept when it was told to start again, and others have been granted what it had.
         promised = subject.around.switching.promised(record.name)
-        await asyncio.to_thread(claim, ledger, record, _memory(box), promised, must_be_free=False)
+        await asyncio.to_thread(claim, ledger, record, memory_in(box), promised, must_be_free=False)
     return files
-
-
-def _memory(box: Box) -> dict[str, MemoryNow | Missing]:
-    return {
-        gpu.uuid: MemoryNow(gpu.memory_used_bytes, gpu.memory_free_bytes)
-        for gpu in box.gpus
-        if not isinstance(gpu.memory_used_bytes, Missing) and not isinstance(gpu.memory_free_bytes, Missing)
-    }

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.engines.base import Step
-from backends.snapshots import Missing, ServerState
+from backends.errors import GpuboxError
+from backends.keeper.rooms import claim, memory_in
+from backends.snapshots import Box, Missing, ServerState
 from backends.starts import Stage
 
 if TYPE_CHECKING:
@@ -83,6 +85,17 @@ class Turn:
             if needed is not None and not isinstance(free, Missing) and free < needed:
                 self.give_back()
                 return f"GPU {gpu.index} has {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} are needed"
+        return await self._unclaimed(box) if record.spare else None
+
+    async def _unclaimed(self, box: Box) -> str | None:
+        """Be granted all that a warm spare needs; says why that cannot be."""
+        around, record = self._subject.around, self._subject.record
+        promised = around.switching.promised(record.name)
+        try:
+            await asyncio.to_thread(claim, around.ledger, record, memory_in(box), promised, must_be_free=False)
+        except GpuboxError as problem:
+            self.give_back()
+            return problem.message
         return None
 
     def _open_gate(self) -> bool:

@@ -19,7 +19,7 @@ import pytest
 
 from backends import paths
 from backends.client import ensure_keeper
-from backends.errors import ConflictError, GpuboxError
+from backends.errors import ConflictError, GpuboxError, UsageError
 from backends.processes.facts import ProcessFacts, is_alive, read_facts
 from backends.snapshots import Missing, Server, ServerState, SwitchRequest
 from tests.gpu.conftest import NvmlStub, StubGpu, nvml_library, uuid_of  # noqa: F401
@@ -371,6 +371,22 @@ def test_primed_it_has_slept_once(box: Box) -> None:
     server = box.until(ServerState.READY)
     assert "primed in" in told(box, "primed")[-1]
     assert ask(server)[0] == 200
+
+
+def test_a_warm_spare_starts_once_there_is_room_and_sleeps_at_once(box: Box) -> None:
+    ready(box, sleeper())
+    stub = os.environ["GPUBOX_NVML_STUB"]
+    box.start(sleeper("spare"), {"GPUBOX_NVML_STUB": stub}, gpus=("0",), asleep=True)
+    waiting = box.until(lambda one: one.stage is not None and bool(one.stage.detail), "spare")
+    assert (waiting.state, "GiB" in (waiting.stage.detail if waiting.stage else "")) == (ServerState.QUEUED, True)
+    assert granted(box)["spare"] == 2 * GIB
+    asleep(box)
+    box.until(ServerState.SLEEPING, "spare")
+    assert sees(lambda: set(granted(box).values()) <= {LEFT, 2 * GIB})
+    wake(box)
+    assert box.server("spare").state is ServerState.SLEEPING
+    with pytest.raises(UsageError, match="cannot be started asleep"):
+        box.start(fake_profile("never") | {"gpus": 1}, gpus=("0",), asleep=True)
 
 
 def test_restarted_asleep_it_has_its_whole_room_again(box: Box) -> None:
