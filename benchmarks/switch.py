@@ -53,8 +53,9 @@ class Bench:
 
     async def switch(self, what: str, to: str, level: Level | None = None) -> Round:
         """Switch while a client waits for the target's first token; one that is not up yet is asked once it is."""
-        lives = await self._live(to)
-        listening = asyncio.create_task(self._end_of(to))
+        lives, hears = await self._live(to), asyncio.Event()
+        listening = asyncio.create_task(self._end_of(to, hears))
+        await hears.wait()
         begun = time.monotonic()
         await self._keeper.switch(SwitchRequest(to, self._starts[to], level))
         asking = asyncio.create_task(_first_token(lives)) if lives is not None else None
@@ -74,15 +75,13 @@ class Bench:
         snapshot = await asyncio.to_thread(ensure_keeper().snapshot)
         return next((one for one in snapshot.servers if one.name == name and one.is_live), None)
 
-    async def _end_of(self, to: str) -> Switch:
-        begun: set[str] = set()
+    async def _end_of(self, to: str, hears: asyncio.Event) -> Switch:
         async for update in self._keeper.updates():
             match update:
-                case SnapshotUpdate(snapshot=snapshot):
-                    begun = {switch.id for switch in snapshot.switches}
-                case SwitchUpdate(switch=switch) if switch.to == to and switch.id not in begun:
-                    if switch.outcome != "running":
-                        return switch
+                case SnapshotUpdate():
+                    hears.set()
+                case SwitchUpdate(switch=switch) if switch.to == to and switch.outcome != "running":
+                    return switch
         raise SystemExit("the keeper's event stream ended")
 
 
@@ -123,7 +122,7 @@ async def measure(names: Sequence[str], gpus: str, switches: int, levels: Sequen
     starts = [await bench.switch("first start", first)]
     starts += [await bench.switch("start, code in the cache", name, levels[0]) for name in names[1:]]
     for one in starts:
-        print(f"{one.what:<30} {one.to}: {one.client_s:6.1f} s   {_in_words(one.steps)}", flush=True)
+        print(f"{one.what:<30} {one.to}: {one.client_s:6.1f} s   {_in_words(one.steps)}")
     rounds = [*starts]
     for level in levels:
         for name in (*names, first):  # host memory is pinned at each server's first sleep only
