@@ -96,7 +96,7 @@ class Latency:
     """A latency over the last window, from histogram deltas; `None` where nothing was sampled.
 
     A percentile at or below `floor_s` (the first bucket's bound) is known only to be below it: show '<10 ms'.
-    `mean_s` is exact.
+    `mean_s` is exact. Where all samples lie in one bucket the percentiles are `rough`: show '≈6.3 s'.
     """
 
     count: int
@@ -105,6 +105,7 @@ class Latency:
     p90_s: float | None
     p99_s: float | None
     floor_s: float
+    rough: bool = False
 
 
 @dataclass(frozen=True, slots=True)

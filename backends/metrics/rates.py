@@ -140,4 +140,19 @@ def _latency(readings: Iterable[Histogram | None], what: str) -> Latency | Missi
     p50, p90, p99 = (percentile(new.bounds, tuple(counts), share) for share in (0.50, 0.90, 0.99))
     known = new.total is not None and old.total is not None
     mean = ((new.total or 0.0) - (old.total or 0.0)) / count if known else None
-    return Latency(round(count), mean, p50, p90, p99, new.bounds[0])
+    bucket = _only_bucket(new.bounds, counts)
+    if bucket is None:
+        return Latency(round(count), mean, p50, p90, p99, new.bounds[0])
+    if mean is not None:
+        # Spread evenly about the mean, which is exact, as far as the bucket allows.
+        reach = max(0.0, min(mean - bucket[0], bucket[1] - mean))
+        p50, p90, p99 = (mean + reach * (2 * share - 1) for share in (0.50, 0.90, 0.99))
+    return Latency(round(count), mean, p50, p90, p99, new.bounds[0], rough=True)
+
+
+def _only_bucket(bounds: tuple[float, ...], counts: list[float]) -> tuple[float, float] | None:
+    """Return the bounds of the bucket that all samples lie in; None of the first, the last, and of several."""
+    place = next(place for place, count in enumerate(counts) if count > 0)
+    if place == 0 or counts[place] < counts[-1] or math.isinf(bounds[place]):
+        return None
+    return bounds[place - 1], bounds[place]

@@ -58,6 +58,12 @@ def test_each_tile_says_its_figure() -> None:
     assert said(tile("Preemptions", metrics)) == ["0 since the start"]
 
 
+def test_percentiles_of_one_bucket_are_said_to_be_about() -> None:
+    rough = tile("E2E latency", replace(some_metrics(), e2e=Latency(150, 6.32, 6.32, 7.38, 7.61, 0.3, rough=True)))
+    assert said(rough) == ["≈6.32 s p50", "≈7.61 s p99"]
+    assert rough.detail == "mean 6.32 s"
+
+
 def test_a_percentile_in_the_first_bucket_is_only_known_to_be_below_it_and_the_mean_stands_beside() -> None:
     reading = tile("ITL", replace(some_metrics(), itl=Latency(400, 0.0031, 0.005, 0.009, 0.012, 0.01)))
     assert said(reading) == ["3.1 ms mean", "12 ms p99"]

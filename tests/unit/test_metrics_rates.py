@@ -107,10 +107,22 @@ def test_what_the_engine_does_not_tell_is_missing_with_a_reason() -> None:
 def test_percentiles_interpolate_inside_their_bucket() -> None:
     tracker = MetricsTracker()
     update(tracker, 0.0, replace(IDLE, ttft=histogram(5, 5, 5, 5, total=1.0)))
-    metrics = update(tracker, 1.0, replace(IDLE, ttft=histogram(5, 105, 105, 105, total=2.5)))
+    metrics = update(tracker, 1.0, replace(IDLE, ttft=histogram(5, 104, 105, 105, total=2.5)))
     ttft = latency(metrics.ttft)
-    assert (ttft.count, ttft.floor_s) == (100, 0.01)
-    assert (ttft.mean_s, ttft.p50_s, ttft.p90_s, ttft.p99_s) == pytest.approx((0.015, 0.015, 0.019, 0.0199))
+    assert (ttft.count, ttft.floor_s, ttft.rough) == (100, 0.01, False)
+    assert (ttft.mean_s, ttft.p50_s, ttft.p99_s) == pytest.approx((0.015, 0.01 + 0.01 * 50 / 99, 0.02))
+
+
+@pytest.mark.parametrize(("total", "p50_s", "p99_s"), [(632.0, 6.32, 7.6136), (950.0, 9.5, 9.99), (500.0, 5.0, 5.0)])
+def test_in_one_bucket_percentiles_keep_to_the_mean_and_are_called_rough(
+    total: float, p50_s: float, p99_s: float
+) -> None:
+    tracker = MetricsTracker()
+    bounds = (1.0, 5.0, 10.0, INF)
+    update(tracker, 0.0, replace(IDLE, e2e=Histogram(bounds, (0, 0, 0, 0), 0.0)))
+    e2e = latency(update(tracker, 1.0, replace(IDLE, e2e=Histogram(bounds, (0, 0, 100, 100), total))).e2e)
+    assert (e2e.p50_s, e2e.p99_s) == pytest.approx((p50_s, p99_s))
+    assert e2e.rough
 
 
 def test_below_the_first_bound_only_the_bound_and_the_mean_are_known() -> None:

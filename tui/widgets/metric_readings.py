@@ -124,7 +124,8 @@ def _latency(name: str, latency: Latency | Missing) -> Told:
     if latency.p50_s is None or latency.p99_s is None:
         return Missing(NO_SAMPLES)
     floor_s, mean_s = latency.floor_s, latency.mean_s
-    typical, high = percentile(latency.p50_s, floor_s), percentile(latency.p99_s, floor_s)
+    about = "≈" if latency.rough else ""
+    typical, high = (about + percentile(value, floor_s) for value in (latency.p50_s, latency.p99_s))
     figures = (Figure(typical, _line(name, "p50", floor_s), "p50"), Figure(high, _line(name, "p99", floor_s), "p99"))
     if mean_s is None:
         return "", figures
