@@ -104,6 +104,41 @@ def test_another_home_sees_it_as_not_its_own_and_it_ends_with_its_process(
     assert ledger.grants() == {}
 
 
+def test_how_much_is_granted_changes_in_place(folder: Path) -> None:
+    ledger, reader = Ledger(folder), Ledger(folder)
+    (file, _) = granted(ledger, "mine", GPU_aaaa=100 << 30, GPU_bbbb=7)
+    inode = Path(file).stat().st_ino
+    for size in (5, None, 100 << 30, 0):
+        with ledger.changing():
+            ledger.resize("mine", {GPU: size})
+        assert [grant.memory_bytes for grant in reader.grants()[GPU]] == [size]
+    assert Path(file).stat().st_ino == inode
+    assert [grant.memory_bytes for grant in reader.grants()[OTHER]] == [7]
+    with ledger.changing(), pytest.raises(KeyError):
+        reader.resize("mine", {GPU: 1})  # it does not hold it
+
+
+def test_what_was_taken_up_changes_too_and_stays_held_by_its_shim(folder: Path) -> None:
+    first = Ledger(folder)
+    (file,) = granted(first, "mine", GPU_aaaa=None)
+    shim = subprocess.Popen(
+        [sys.executable, "-c", HELD_BY_SHIM, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with shim:
+        assert shim.stdout is not None
+        assert shim.stdout.readline() == "held\n"
+        first.release("mine")
+        second = Ledger(folder)
+        second.take_up("mine", (GPU,))
+        with second.changing():
+            second.resize("mine", {GPU: 2})
+        second.release("mine")
+        assert [grant.memory_bytes for grant in Ledger(folder).grants()[GPU]] == [2]
+        shim.kill()
+        shim.wait()
+    assert Ledger(folder).grants() == {}
+
+
 def test_what_a_shim_holds_outlives_its_keeper_and_is_taken_up_by_the_next(folder: Path) -> None:
     first = Ledger(folder)
     (file,) = granted(first, "mine", GPU_aaaa=None)
