@@ -6,13 +6,14 @@ says why. A file that is no database any more is set aside as `.broken`, and a n
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -247,8 +248,12 @@ class Records:
 
     def _change(self, work: Callable[[sqlite3.Connection], object]) -> None:
         paths.private(self._path.parent)
-        # SQLite would make it with the umask's mode; its companions get the mode of the file.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        if self._path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link", str(self._path))
+        # SQLite would make it with the umask's mode; its companions get the mode of the file. One that is there is not
+        # opened: closing it would drop the locks that SQLite holds for another thread of this process.
+        with suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         with self._open("rw") as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")

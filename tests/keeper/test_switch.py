@@ -91,7 +91,7 @@ def test_level_2_by_wish_and_for_want_of_host_memory(box: SwitchBox) -> None:
 
 
 def test_the_oldest_sleeper_stops_for_the_host_memory_it_holds(box: SwitchBox) -> None:
-    pin = 64 * MIB
+    pin = 300 * MIB  # what the rest of this machine does meanwhile is less
     for name in ("a", "b", "c"):
         profile = box.sleepy(name, weights_bytes=pin // 2, pin_bytes=pin)
         if name == "a":

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,30 @@ def test_a_writer_that_is_killed_midway_leaves_what_was_there(records: Records, 
     assert records.launches() == (launch(),)
     assert records.add(launch(2))
     assert records.problem is None
+
+
+READER = """
+import sys
+from pathlib import Path
+
+from backends.records import Records
+
+while True:
+    Records(Path(sys.argv[1])).launches()
+"""
+
+
+def test_threads_that_write_at_once_lose_nothing_while_others_read(records: Records, tmp_path: Path) -> None:
+    def write(server: str) -> None:
+        for number in range(20):
+            assert records.add(launch(id=f"{server}/{number}", server=server))
+
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", READER, str(tmp_path / "data" / "records.sqlite")]
+    with subprocess.Popen(command, env=environ) as reader:
+        try:
+            with ThreadPoolExecutor(4) as threads:
+                list(threads.map(write, "abcd"))
+        finally:
+            reader.kill()
+    assert len(records.launches(limit=1000)) == 80
