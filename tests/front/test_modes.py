@@ -198,14 +198,19 @@ async def test_a_drain_that_is_called_off_cuts_off_nothing(shared: Shared, clien
 async def test_requests_that_were_held_are_in_flight_for_a_drain_that_follows(
     shared: Shared, client: aiohttp.ClientSession
 ) -> None:
-    _, front = await shared.pair()
+    engine, front = await shared.pair()
     await front.link.set_mode(FrontMode.HOLD)
-    asking = [post(client, front) for _ in range(20)]
+    asking = [post(client, front, {"events": 1, "wait": True}) for _ in range(20)]
     await front.has(held=20)
-    await front.link.set_mode(FrontMode.PASS)
-    drained = await front.link.drain(60, "hold")
-    assert drained.aborted == 0
-    assert [(await one).status for one in asking] == [200] * 20
+    state = await front.link.set_mode(FrontMode.PASS)
+    assert (state.held, state.in_flight) == (0, 20)
+    draining = asyncio.create_task(front.link.drain(60, "hold"))
+    for _ in range(20):
+        await engine.tell("POST", "/go")
+    drained = await draining
+    assert (drained.drained, drained.aborted) == (20, 0)
+    for one in asking:
+        assert (await (await one).read()).endswith(b"data: [DONE]\n\n")
 
 
 async def test_a_client_that_leaves_while_held_is_forgotten(shared: Shared, client: aiohttp.ClientSession) -> None:
