@@ -27,8 +27,9 @@ PORT_IN_USE = 98
 class FrontConfig:
     """One front: it listens on `host`:`port` for the engine at `engine_socket`, until `engine_shim` has ended.
 
-    Requests are held for at most `hold_s` seconds. `wakes`: a request for a sleeping engine is held, and waking wanted.
-    `api_key_env` names the variable that holds the engine's key; None where it has none.
+    Requests are held for at most `hold_s` seconds, and one whose body stops coming is given up after as long. `wakes`:
+    a request for a sleeping engine is held, and waking wanted. `api_key_env` names the variable that holds the engine's
+    key; None where it has none.
     """
 
     name: str

@@ -46,12 +46,13 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Passing:
-    """Answers the requests of a front's port."""
+    """Answers the requests of a front's port; a client that stops in the middle of its request gets `patience_s`."""
 
-    def __init__(self, gate: Gate, engine: Engine, api_key: str | None) -> None:
+    def __init__(self, gate: Gate, engine: Engine, api_key: str | None, patience_s: float) -> None:
         self._gate = gate
         self._engine = engine
         self._api_key = api_key
+        self._patience_s = patience_s
 
     async def answer(self, request: BaseRequest) -> StreamResponse:
         """Pass a request on, or say why not."""
@@ -78,7 +79,7 @@ class Passing:
             flight = await self._gate.enter()
         elif need is Need.HEALTH:
             self._gate.check()
-        exchange = _Exchange(request, self._engine, self._gate.name)
+        exchange = _Exchange(request, self._engine, self._gate.name, self._patience_s)
         try:
             try:
                 await exchange.run()
@@ -109,12 +110,14 @@ class Passing:
 class _Exchange:
     """One request at the engine."""
 
-    __slots__ = ("_answer", "_engine", "_is_stream", "_line", "_name", "_request", "_sending")
+    __slots__ = ("_answer", "_engine", "_fault", "_is_stream", "_line", "_name", "_patience_s", "_request", "_sending")
 
-    def __init__(self, request: BaseRequest, engine: Engine, name: str) -> None:
+    def __init__(self, request: BaseRequest, engine: Engine, name: str, patience_s: float) -> None:
         self._request = request
         self._engine = engine
         self._name = name
+        self._patience_s = patience_s
+        self._fault: RefusedError | None = None
         self._line: Line | None = None
         self._sending: asyncio.Task[None] | None = None
         self._answer: StreamResponse | None = None
@@ -213,17 +216,32 @@ class _Exchange:
 
     async def _send_body(self, line: Line, is_chunked: bool) -> None:
         try:
-            while part := await self._request.content.readany():
+            while part := await self._part():
                 line.writer.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
                 await line.writer.drain()
             if is_chunked:
                 line.writer.write(b"0\r\n\r\n")
-        except (OSError, EOFError):
+        except RefusedError as fault:
+            self._fault = fault
+            line.abort()
+        except OSError:
             pass  # an engine that wants no more says why in its answer
-        except Exception:
-            line.abort()  # the body breaks off: the client is gone, or sends what cannot be read
+
+    async def _part(self) -> bytes:
+        """Return the next part of the body; raises RefusedError where none comes, or it cannot be read."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                return await self._request.content.readany()
+        except TimeoutError as error:
+            text = f"the rest of the request did not come within {self._patience_s:g} s"
+            raise RefusedError(408, "request_timeout", text) from error
+        except Exception as error:
+            raise RefusedError(400, "bad_request", "the body of the request cannot be read") from error
 
     def _lost(self, when: str) -> RefusedError:
+        """Return why the connection to the engine has ended: by the client's fault, or the engine's."""
+        if self._fault is not None:
+            return self._fault
         return RefusedError(502, "engine_lost", f"the engine of {self._name} ended {when}")
 
 

@@ -93,7 +93,7 @@ class _Front:
         _raise_file_limit()
         private_door = _listen_privately(self._config.control_socket)
         inode = self._config.control_socket.stat().st_ino
-        passing = Passing(self._gate, self._engine, self._api_key)
+        passing = Passing(self._gate, self._engine, self._api_key, self._config.hold_s)
         public, control = _http(passing.answer), _http(Control(self._gate).answer)
         servers = [
             await loop.create_unix_server(control, sock=private_door),

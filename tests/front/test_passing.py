@@ -142,6 +142,20 @@ async def test_an_engine_that_refuses_early_is_heard(shared: Shared, client: aio
         assert answer.status == 200
 
 
+@pytest.mark.parametrize("rest", [b"", b"no length\r\n"])
+async def test_a_request_that_stops_in_its_middle_is_given_up(stage: Stage, rest: bytes) -> None:
+    engine, front = await stage.pair(hold_s=0.5)
+    reader, writer = await asyncio.open_connection(front.config.host, front.config.port)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    await until(lambda: engine.seen("body"), "the engine reads it")
+    writer.write(rest)
+    async with asyncio.timeout(LONG_S):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+    await until(lambda: engine.seen("aborted"), "the engine has given it up")
+    await front.has(in_flight=0)
+    writer.close()
+
+
 @pytest.mark.parametrize("wish", [{"hang": True}, {"events": 1000, "pause_s": 0.01}])
 async def test_a_client_that_leaves_has_its_request_given_up(
     shared: Shared, client: aiohttp.ClientSession, wish: dict[str, Any]
