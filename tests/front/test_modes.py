@@ -205,6 +205,7 @@ async def test_requests_that_were_held_are_in_flight_for_a_drain_that_follows(
     state = await front.link.set_mode(FrontMode.PASS)
     assert (state.held, state.in_flight) == (0, 20)
     draining = asyncio.create_task(front.link.drain(60, "hold"))
+    await front.comes_to(FrontMode.HOLD)
     for _ in range(20):
         await engine.tell("POST", "/go")
     drained = await draining
