@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 from zlib import crc32
@@ -11,8 +11,8 @@ from zlib import crc32
 from backends.errors import UsageError
 from backends.gpus.ownership import shares_of
 from backends.orphans import Orphan
-from backends.simulated_servers import GIB, Life, wave
-from backends.snapshots import Box, EccErrors, Gpu, GpuProcess, Grant, Host, Missing, Owner, Xid
+from backends.simulated_servers import GIB, Life, load_at, memory_at, state_at, wave
+from backends.snapshots import Box, EccErrors, Gpu, GpuProcess, Grant, Host, Missing, Owner, ServerState, Xid
 
 KINDS = {
     # name, memory in GiB as NVML tells it, power limit in W
@@ -22,6 +22,9 @@ KINDS = {
     "L40S": ("NVIDIA L40S", 45.0, 350.0),
     "RTX4090": ("NVIDIA GeForce RTX 4090", 24.0, 450.0),
 }
+AWAKE_SHARE = 0.9
+"""What a server that can sleep is granted of a GPU while it is awake."""
+
 EMPTY_BYTES = 4 * 1024 * 1024
 """What the driver holds of a GPU that nobody uses."""
 
@@ -53,11 +56,28 @@ FAULT = 94
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A simulated server on a GPU: which share of its memory it holds, and how busy it is (both 0–1)."""
+    """A simulated server on a GPU: which share of its memory it holds, and how busy it is (both 0–1).
+
+    `granted` is the share it is granted, None for all of it.
+    """
 
     life: Life
     memory: float
     load: float
+    granted: float | None = None
+
+
+def tenants_of(lives: Iterable[Life], at: float) -> dict[int, list[Tenant]]:
+    """Return who is on which GPU (by index) at `at`; who can sleep is granted what it holds then, not all of it."""
+    tenants: dict[int, list[Tenant]] = {}
+    for life in lives:
+        state = state_at(life, at)[0]
+        if at >= life.launched_at and state not in (ServerState.STOPPED, ServerState.FAILED):
+            held = memory_at(life, at)
+            granted = None if not life.can_sleep else held if state is ServerState.SLEEPING else AWAKE_SHARE
+            for index in life.gpu_indices:
+                tenants.setdefault(index, []).append(Tenant(life, held, load_at(life, at), granted))
+    return tenants
 
 
 class SimulatedGpus:
@@ -84,18 +104,18 @@ class SimulatedGpus:
             self.fault = Xid(at, FAULT)
         return self.fault is not None
 
-    def box(self, at: float, tenants: Mapping[int, Tenant]) -> Box:
-        """Return the box at `at` with `tenants` (by index) on its GPUs."""
-        busy = sum(tenant.load for tenant in tenants.values()) / max(1, len(self._kinds))
+    def box(self, at: float, tenants: Mapping[int, Sequence[Tenant]], pinned_bytes: int = 0) -> Box:
+        """Return the box at `at` with `tenants` (by index) on its GPUs, and so much of the host pinned for sleep."""
+        busy = sum(tenant.load for there in tenants.values() for tenant in there) / max(1, len(self._kinds))
         host = Host(
             hostname="simulated",
             cpu_count=192,
             cpu_utilization=0.03 + 0.2 * busy + 0.05 * wave("cpu", at),
             load_1m=3.0 + 40 * busy + 4 * wave("load", at),
             memory_total_bytes=2015 * GIB,
-            memory_available_bytes=int((1700 - 60 * len(tenants)) * GIB),
+            memory_available_bytes=int((1700 - 60 * len(tenants)) * GIB) - pinned_bytes,
         )
-        gpus = tuple(self._gpu(index, at, tenants.get(index)) for index in range(len(self._kinds)))
+        gpus = tuple(self._gpu(index, at, tenants.get(index, ())) for index in range(len(self._kinds)))
         return Box(
             at=at,
             host=host,
@@ -131,13 +151,14 @@ class SimulatedGpus:
         self._is_reaped = self._is_reaped or found
         return found
 
-    def _gpu(self, index: int, at: float, tenant: Tenant | None) -> Gpu:
+    def _gpu(self, index: int, at: float, tenants: Sequence[Tenant]) -> Gpu:
         name, memory_gib, limit_w = self._kinds[index]
         total = int(memory_gib * GIB)
         processes: list[GpuProcess] = []
-        load = 0.0
-        if tenant is not None and tenant.memory:
-            load = tenant.load
+        load = min(1.0, sum(tenant.load for tenant in tenants))
+        for tenant in tenants:
+            if not tenant.memory:
+                continue
             life = tenant.life
             command = f"VLLM::Worker_TP{life.gpu_indices.index(index)}" if len(life.gpus) > 1 else "VLLM::EngineCore"
             processes.append(
@@ -169,7 +190,10 @@ class SimulatedGpus:
             power_w=limit_w * (0.11 + 0.82 * utilization),
             power_limit_w=limit_w,
             processes=tuple(processes),
-            grants=(Grant(tenant.life.name, "you"),) if tenant else (),
+            grants=tuple(
+                Grant(one.life.name, "you", None if one.granted is None else int(one.granted * total))
+                for one in tenants
+            ),
             ecc=(FAULTS if is_faulty else EccErrors(0, 0)) if knows_ecc else Missing("not supported by this GPU"),
             throttling=("thermal",) if is_hot else (),
             xids=(self.fault,) if is_faulty and self.fault else (),

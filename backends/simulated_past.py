@@ -1,4 +1,4 @@
-"""What a simulated box's records hold: the launches of its servers, and a few before them, played like these."""
+"""What a simulated box has to tell of the past: events, and launches of its servers and a few before them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zlib import crc32
 
 from backends.records import CPU, Launch
 from backends.simulated_servers import FAIL_S, START, START_S, Life, figures_at, server_at
-from backends.snapshots import ServerState
+from backends.snapshots import Event, ServerState
 from backends.starts import StageTime
 
 DAY_S = 86_400.0
@@ -33,6 +33,7 @@ def earlier_lives(life: Life) -> Iterator[Life]:
             stop_asked_at=launched_at + START_S + ran_s,
             fails_with=None,
             card=None,
+            naps=(),
         )
 
 
@@ -70,3 +71,34 @@ def _launch(life: Life, gpu_names: Mapping[str, str], at: float) -> Launch:
         figures=figures_at(life, min(at, life.ready_at)),
         log_path=life.log_path,
     )
+
+
+TOLD = frozenset(
+    {ServerState.STARTING, ServerState.READY, ServerState.FAILED, ServerState.STOPPED, ServerState.SLEEPING}
+)
+
+
+def told(life: Life, state: ServerState, at: float) -> tuple[str, str]:
+    """Return the kind and the words of the event that a server's change to `state` at `at` is; one of `TOLD`."""
+    where = f"GPU {', '.join(map(str, life.gpu_indices))}" if life.gpus else "the CPU"
+    if state is ServerState.READY and any(nap.awake_at <= at for nap in life.naps):
+        return "awake", "awake: it serves again"
+    return {
+        ServerState.STARTING: ("started", "started on " + where),
+        ServerState.READY: ("ready", f"ready in {START_S:.0f} s"),
+        ServerState.FAILED: ("failed", f"failed: {life.fails_with}"),
+        ServerState.STOPPED: ("stopped", "stopped; its memory is back" if life.gpus else "stopped"),
+        ServerState.SLEEPING: ("asleep", f"asleep at level {life.naps[-1].level if life.naps else 1}"),
+    }[state]
+
+
+def events_of(lives: Iterable[Life], now: float) -> list[Event]:
+    """Return what a keeper would have told of these lives until now."""
+    events = []
+    for life in lives:
+        end = (ServerState.FAILED, life.ended_at or now) if life.fails_with else (ServerState.READY, life.ready_at)
+        naps = [(ServerState.SLEEPING, nap.asleep_at) for nap in life.naps if nap.awake_at > now]
+        for state, at in ((ServerState.STARTING, life.launched_at), end, *naps):
+            if at <= now:
+                events.append(Event(at, life.name, *told(life, state, at)))
+    return events

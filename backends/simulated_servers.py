@@ -14,6 +14,7 @@ from zlib import crc32
 
 from backends.snapshots import Latency, Metrics, Missing, ModelKind, Server, ServerState
 from backends.starts import Card, Exit, Stage, StageTime, StartFigures, StartProgress
+from backends.switches import Idle, Level, Sleep
 
 START = (
     ("config", 4.0, ""),
@@ -30,11 +31,26 @@ START_S = sum(seconds for _, seconds, _ in START)
 FAIL_S = 21.0
 DRAIN_S = 2.0
 STOP_S = 3.0
+SLEEP_FIRST_S = 8.7
 STEADY_EVERY_S = 10.0
 WITH_PROGRESS = ("weights", "cuda graphs")
 GIB = 1 << 30
 HELD_BYTES = 125.8 * GIB
 """What a server holds of an H200, the GPU that is simulated unless another is asked for."""
+
+ASLEEP_SHARE = 0.013
+"""What is left of that GPU's memory to one that sleeps: 1.8 GB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nap:
+    """A sleep: when it began and was reached, and, where it was woken, when that began and was over."""
+
+    level: Level
+    began_at: float
+    asleep_at: float
+    woken_at: float = math.inf
+    awake_at: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +74,9 @@ class Life:
     card: Card | None = None
     stop_asked_at: float | None = None
     stop_forced: bool = False
+    can_sleep: bool = False
+    ttl_s: float | None = None
+    naps: tuple[Nap, ...] = ()
 
     @property
     def pid(self) -> int:
@@ -74,7 +93,8 @@ class Life:
         """When SIGTERM is sent: after draining, where there was something to drain."""
         if self.stop_asked_at is None:
             return None
-        drains = not self.stop_forced and self.stop_asked_at >= self.ready_at
+        served = self.stop_asked_at >= self.ready_at and _nap_state(self, self.stop_asked_at) is None
+        drains = not self.stop_forced and served
         return self.stop_asked_at + (DRAIN_S if drains else 0.0)
 
     @property
@@ -111,8 +131,40 @@ def state_at(life: Life, at: float) -> tuple[ServerState, float]:
             return ServerState.DRAINING, life.stop_asked_at
         return ServerState.STOPPING, life.stop_from
     if at >= life.ready_at:
-        return ServerState.READY, life.ready_at
+        return _nap_state(life, at) or (ServerState.READY, _serves_since(life, at))
     return ServerState.STARTING, life.launched_at
+
+
+def _nap_state(life: Life, at: float) -> tuple[ServerState, float] | None:
+    nap = next((one for one in reversed(life.naps) if one.began_at <= at), None)
+    if nap is None or at >= nap.awake_at:
+        return None
+    if at < nap.asleep_at:
+        return ServerState.FALLING_ASLEEP, nap.began_at
+    return (ServerState.SLEEPING, nap.asleep_at) if at < nap.woken_at else (ServerState.WAKING, nap.woken_at)
+
+
+def _serves_since(life: Life, at: float) -> float:
+    return max((nap.awake_at for nap in life.naps if nap.awake_at <= at), default=life.ready_at)
+
+
+def idle_at(life: Life, at: float) -> Idle | None:
+    """Return when a server that sleeps by itself has last worked; None where it does not, or does not serve."""
+    if life.ttl_s is None or state_at(life, at)[0] is not ServerState.READY:
+        return None
+    return Idle(life.ttl_s, None if life.load else _serves_since(life, at))
+
+
+def host_bytes_at(life: Life, at: float) -> int:
+    """Return what a server has pinned of host memory by `at`: twice its weights since it first slept at level 1."""
+    pinned = any(nap.level == 1 and nap.asleep_at <= at for nap in life.naps)
+    ended = state_at(life, at)[0] in (ServerState.STOPPED, ServerState.FAILED)
+    return 2 * weights_bytes(life) if pinned and not ended else 0
+
+
+def weights_bytes(life: Life) -> int:
+    """Return the size of a server's weights, over all its GPUs."""
+    return round(_memory(life)[0]) * max(1, len(life.gpus))
 
 
 def stage_at(life: Life, at: float) -> Stage:
@@ -175,6 +227,8 @@ def memory_at(life: Life, at: float) -> float:
     state, _ = state_at(life, at)
     if state in (ServerState.STOPPED, ServerState.FAILED):
         return 0.0
+    if state is ServerState.SLEEPING:
+        return ASLEEP_SHARE
     if at >= life.ready_at:
         return 0.9
     stage = stage_at(life, at)
@@ -215,6 +269,10 @@ def server_at(life: Life, at: float) -> Server:
         progress=progress_at(life, at) if started or state is ServerState.READY else None,
         figures=figures_at(life, at),
         metrics=metrics_at(life, at),
+        can_sleep=life.can_sleep,
+        sleep=Sleep(life.naps[-1].level, since) if state is ServerState.SLEEPING else None,
+        idle=idle_at(life, at),
+        host_bytes=host_bytes_at(life, at),
     )
 
 
@@ -226,8 +284,9 @@ def _exit_of(life: Life, state: ServerState, at: float) -> Exit:
 
 def metrics_at(life: Life, at: float) -> Metrics | Missing:
     """Return the figures a ready server would show at `at`."""
-    if state_at(life, at)[0] is not ServerState.READY:
-        return Missing("the server is not ready")
+    state = state_at(life, at)[0]
+    if state is not ServerState.READY:
+        return Missing("the server sleeps" if state is ServerState.SLEEPING else "the server is not ready")
     load = load_at(life, at)
     speed, served_s = life.pace * load, life.load * 0.45 * (at - life.ready_at)
     generated = life.pace * (served_s + life.load * 0.55 * _waved_s(life.name, life.ready_at, at))
@@ -270,7 +329,7 @@ def log_lines(life: Life, since: float, until: float) -> Iterator[tuple[float, s
         if at >= since:
             yield at, _steady_line(life, at)
         number += 1
-    for at, text in _end_lines(life):
+    for at, text in [*_nap_lines(life), *_end_lines(life)]:
         if since <= at < until:
             yield at, text
 
@@ -307,6 +366,17 @@ def _steady_line(life: Life, at: float) -> str:
         f"Avg generation throughput: {life.pace * load:.1f} tokens/s, Running: {round(load * 52)} reqs, "
         f"Waiting: {max(0, round((load - 0.72) * 40))} reqs, GPU KV cache usage: {90 * load:.1f}%"
     )
+
+
+def _nap_lines(life: Life) -> Iterator[tuple[float, str]]:
+    core = f"(EngineCore pid={life.pid + 167}) INFO"
+    freed, left = HELD_BYTES * (1 - ASLEEP_SHARE / 0.9) / GIB, ASLEEP_SHARE * HELD_BYTES / 0.9 / GIB
+    for nap in life.naps:
+        took_s = nap.asleep_at - nap.began_at
+        yield (nap.asleep_at, f"{core} Sleep mode freed {freed:.2f} GiB memory, {left:.2f} GiB memory is still in use.")
+        yield (nap.asleep_at, f"{core} It took {took_s:.6f} seconds to fall asleep.")
+        if nap.awake_at < math.inf:
+            yield (nap.awake_at, f"{core} It took {nap.awake_at - nap.woken_at:.6f} seconds to wake up.")
 
 
 def _end_lines(life: Life) -> list[tuple[float, str]]:

@@ -7,9 +7,10 @@ frozen clock everything stays as it is; only the logs are real files, in a tempo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
@@ -22,9 +23,11 @@ from backends.keeper.events import Hub
 from backends.metrics.series import gpu_figures, server_figures
 from backends.orphans import Orphan, Reaped
 from backends.records import Launch
-from backends.simulated_box import FAULT, FAULTY_AT, FAULTY_SINCE_S, SimulatedGpus, Tenant
-from backends.simulated_past import earlier_lives, launches_of
-from backends.simulated_servers import START_S, Life, load_at, log_lines, memory_at, server_at, state_at
+from backends.simulated_box import FAULT, FAULTY_AT, FAULTY_SINCE_S, SimulatedGpus, tenants_of
+from backends.simulated_lives import FIRST_PORT, first_lives
+from backends.simulated_past import TOLD, earlier_lives, events_of, launches_of, told
+from backends.simulated_servers import Life, host_bytes_at, idle_at, log_lines, server_at, state_at
+from backends.simulated_switches import PlayedSwitch, asleep, choice_of, play
 from backends.snapshots import (
     Box,
     BoxUpdate,
@@ -43,25 +46,15 @@ from backends.snapshots import (
     SnapshotUpdate,
     StartRequest,
     SwitchRequest,
+    SwitchUpdate,
     Update,
 )
-from backends.starts import Card, Evidence, Remedy
 from backends.switches import Level, Switch, SwitchChoice
 
 SERIES_S = 3600
 SERIES_EVERY_S = 10
-FIRST_PORT = 8000
-OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 1.02 GiB: the weights do not fit beside what the GPU holds"
-OUT_OF_MEMORY_CARD = Card(
-    cause="cuda-oom-at-load",
-    summary="out of GPU memory while the weights were loaded: 1.02 GiB more were asked for",
-    evidence=Evidence(9, f"torch.OutOfMemoryError: {OUT_OF_MEMORY}"),
-    remedies=(
-        Remedy("Split the model over 2 GPUs: tensor_parallel_size = 2", {"args.tensor_parallel_size": 2}),
-        Remedy("Serve a quantized variant of the model (AWQ, GPTQ, FP8): half its size, or a quarter", {}),
-    ),
-    frames=("vllm/model_executor/layers/linear.py:201 in create_weights",),
-)
+HURRY_S = 0.05
+"""How often time moves on while a switch runs."""
 
 
 class SimulatedKeeper:
@@ -82,13 +75,16 @@ class SimulatedKeeper:
         self._logs = Path(self._temporary.name) if self._temporary else folder or Path()
         self._info = KeeperInfo(pid=4242, version="simulated", started_at=clock() - 7200)
         self._hub = Hub()
-        self._lives = {life.name: life for life in self._first_lives(clock())}
+        self._lives = {life.name: life for life in first_lives(self._gpus.uuids, clock(), self._log_path)}
         self._tell_of_the_past(clock())
         self._past = [earlier for life in self._lives.values() for earlier in earlier_lives(life)]
         self._digests: dict[str, str | None] = {}
         self._states = {name: state_at(life, clock())[0] for name, life in self._lives.items()}
         self._again: set[str] = set()
         self._logged_until: dict[str, float] = {}
+        self._played: list[PlayedSwitch] = []
+        self._told: dict[str, Switch] = {}
+        self._hurry = asyncio.Event()
         self._clockwork: asyncio.Task[None] | None = None
 
     async def updates(self) -> AsyncIterator[Update]:
@@ -110,16 +106,26 @@ class SimulatedKeeper:
     def snapshot(self) -> Snapshot:
         """Return the whole box as of now."""
         now = self._now()
-        return Snapshot(self._info, self._box(now), tuple(self._server(name) for name in self._lives))
+        switches = tuple(one.switch_at(now) for one in self._played if now < one.ends_at)
+        return Snapshot(self._info, self._box(now), tuple(self._server(name) for name in self._lives), switches)
 
     async def start(self, request: StartRequest) -> Server:
         """See KeeperLink."""
-        profile, now = request.profile, self._now()
-        name = request.name or str(profile["name"])
+        name, now = request.name or str(request.profile["name"]), self._now()
         if name in self._lives and self._server(name).is_live:
             raise ConflictError(f"{name} is running already", "start it under another name, or stop it first")
-        chosen = self._choose(request)
-        life = Life(
+        life = self._new_life(request, self._choose(request), now)
+        if request.asleep:
+            life = asleep(life, life.ready_at, 1)
+        self._take(life)
+        return self._server(name)
+
+    def _new_life(self, request: StartRequest, chosen: tuple[int, ...], now: float) -> Life:
+        profile = request.profile
+        name = request.name or str(profile["name"])
+        self._digests[name] = request.profile_digest
+        ttl = profile.get("ttl")
+        return Life(
             name=name,
             profile=str(profile["name"]),
             engine=str(profile.get("engine", "vllm")),
@@ -130,11 +136,10 @@ class SimulatedKeeper:
             port=request.port or self._free_port(),
             launched_at=now,
             log_path=self._log_path(name, now),
-            load=0.5,
+            load=0.0 if ttl else 0.5,
+            can_sleep=bool(profile.get("sleep")),
+            ttl_s=60.0 * ttl if ttl else None,
         )
-        self._digests[name] = request.profile_digest
-        self._take(life)
-        return self._server(name)
 
     async def stop(self, name: str, *, force: bool = False) -> Server:
         """See KeeperLink."""
@@ -156,16 +161,35 @@ class SimulatedKeeper:
         return self._server(name)
 
     async def sleep(self, name: str, level: Level | None = None) -> Server:
-        """Refuse."""
-        raise ConflictError(f"{name} is simulated and does not sleep", "start a real server with sleep = true")
+        """See KeeperLink."""
+        self._take(asleep(self._life(name), self._now(), level or 1))
+        self._hurry.set()
+        return self._server(name)
 
     async def switch(self, request: SwitchRequest) -> Switch:
-        """Refuse."""
-        raise ConflictError(f"{request.name} is simulated: there is nothing to switch", "start real servers")
+        """See KeeperLink; the steps take as long as they were measured to."""
+        now = self._now()
+        if (running := next((one for one in self._played if one.to == request.name), None)) is not None:
+            return running.switch_at(now)
+        played, changed = play(self._target(request), self._lives, now, request.level, request.drain_s)
+        self._played.append(played)
+        for life in changed:
+            self._take(life)
+        self._hub.publish(SwitchUpdate(played.switch_at(now)))
+        self._hurry.set()
+        return played.switch_at(now)
+
+    def _target(self, request: SwitchRequest) -> Life:
+        start, known = request.start, self._lives.get(request.name)
+        if start is None or (known is not None and self._server(request.name).is_live):
+            return replace(self._life(request.name))
+        now = self._now()
+        return self._new_life(replace(start, name=request.name), self._choose(start, makes_room=True), now)
 
     async def switch_choices(self) -> tuple[SwitchChoice, ...]:
         """See KeeperLink."""
-        return ()
+        now, lives = self._now(), tuple(self._lives.values())
+        return tuple(choice_of(life, lives, now) for life in sorted(lives, key=lambda one: one.name))
 
     async def profile(self, name: str) -> dict[str, Any]:
         """See KeeperLink."""
@@ -219,53 +243,20 @@ class SimulatedKeeper:
         self._hub.publish(BoxUpdate(self._box(self._now())))
         return Reaped(pid, "SIGKILL", 0)
 
-    def _first_lives(self, now: float) -> Iterator[Life]:
-        """Make the servers that are there from the beginning: two serve, one starts, one has failed."""
-        plans = (
-            # name, model, GPUs, age in seconds, full tok/s, load, what it fails with
-            ("llama-3.3-70b", "meta-llama/Llama-3.3-70B-Instruct", (0, 1), 11_640.0, 2_900.0, 1.0, None),
-            ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", (2,), 2_520.0, 6_400.0, 0.6, None),
-            ("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.2", (3,), 23.0, 6_100.0, 0.4, None),
-            ("qwen2.5-14b", "Qwen/Qwen2.5-14B-Instruct", (5,), 510.0, 3_800.0, 0.0, OUT_OF_MEMORY),
-        )
-        ports = count(FIRST_PORT)
-        for name, model, indices, age_s, pace, load, failure in plans:
-            port = next(ports)
-            if indices[-1] < len(self._gpus.uuids):
-                yield Life(
-                    name=name,
-                    profile=name,
-                    engine="vllm",
-                    model=model,
-                    kind=ModelKind.CHAT,
-                    gpus=tuple(self._gpus.uuids[index] for index in indices),
-                    gpu_indices=indices,
-                    port=port,
-                    launched_at=now - age_s,
-                    log_path=self._log_path(name, now - age_s),
-                    pace=pace,
-                    load=load,
-                    fails_with=failure,
-                    card=OUT_OF_MEMORY_CARD if failure else None,
-                )
-
     def _tell_of_the_past(self, now: float) -> None:
         """Have on record what a keeper would have told of the servers and GPUs that are there from the start."""
-        told = []
-        for life in self._lives.values():
-            end = (ServerState.FAILED, life.ended_at or now) if life.fails_with else (ServerState.READY, life.ready_at)
-            for state, at in ((ServerState.STARTING, life.launched_at), end):
-                if at <= now:
-                    told.append(Event(at, life.name, *_told(life, state)))
+        past = events_of(self._lives.values(), now)
         if self._gpus.break_at(now - FAULTY_SINCE_S):
             text = f"GPU {FAULTY_AT}: XID {FAULT}, {meaning(FAULT)}"
-            told.append(Event(now - FAULTY_SINCE_S, "", "xid", text))
-        for event in sorted(told, key=lambda event: event.at):
+            past.append(Event(now - FAULTY_SINCE_S, "", "xid", text))
+        for event in sorted(past, key=lambda event: event.at):
             self._hub.publish(EventUpdate(event))
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._tick_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self._tick_s)
+                await asyncio.sleep(min(HURRY_S, self._tick_s))
             await self._advance()
 
     async def _advance(self) -> None:
@@ -276,9 +267,27 @@ class SimulatedKeeper:
             self._notice(life, state, now)
             if state is ServerState.STOPPED and name in self._again:
                 self._launch_again(life)
+            idle = idle_at(life, now)
+            if idle is not None and idle.since is not None and now - idle.since >= idle.ttl_s:
+                self._take(asleep(life, now, 1))
             self._hub.publish(ServerUpdate(self._server(name)))
         self._hub.publish(BoxUpdate(self._box(now)))
+        self._advance_switches(now)
         await asyncio.to_thread(self._write_logs, list(self._lives.values()), now)
+
+    def _advance_switches(self, now: float) -> None:
+        for played in tuple(self._played):
+            switch = played.switch_at(now)
+            if switch != self._told.get(switch.id):
+                self._told[switch.id] = switch
+                self._hub.publish(SwitchUpdate(switch))
+            if now >= played.ends_at:
+                self._played.remove(played)
+                del self._told[switch.id]
+                text = f"switched in {switch.took_s or 0.0:.2f} s"
+                self._hub.publish(EventUpdate(Event(now, switch.to, "switched", text)))
+        if not self._played:
+            self._hurry.clear()
 
     def _write_logs(self, lives: list[Life], now: float) -> None:
         for life in lives:
@@ -296,7 +305,7 @@ class SimulatedKeeper:
             return
         self._states[life.name] = state
         if state in TOLD:
-            self._hub.publish(EventUpdate(Event(now, life.name, *_told(life, state))))
+            self._hub.publish(EventUpdate(Event(now, life.name, *told(life, state, now))))
 
     def _take(self, life: Life) -> None:
         before = self._lives.get(life.name)
@@ -318,23 +327,24 @@ class SimulatedKeeper:
                 fails_with=None,
                 stop_asked_at=None,
                 stop_forced=False,
+                naps=(),
             )
         )
 
     def _box(self, at: float) -> Box:
-        tenants = {}
-        for life in self._lives.values():
-            if at >= life.launched_at and state_at(life, at)[0] not in (ServerState.STOPPED, ServerState.FAILED):
-                for index in life.gpu_indices:
-                    tenants[index] = Tenant(life, memory_at(life, at), load_at(life, at))
-        return self._gpus.box(at, tenants)
+        lives = tuple(self._lives.values())
+        return self._gpus.box(at, tenants_of(lives, at), sum(host_bytes_at(life, at) for life in lives))
 
-    def _choose(self, request: StartRequest) -> tuple[int, ...]:
+    def _choose(self, request: StartRequest, *, makes_room: bool = False) -> tuple[int, ...]:
         wanted = request.gpus if request.gpus is not None else ("cpu",) if _gpus_of(request.profile) == 0 else ("auto",)
         if wanted == ("cpu",):
             return ()
         gpus = self._box(self._now()).gpus
         busy = {gpu.index: gpu.holder or gpu.refusal for gpu in gpus if gpu.holder or gpu.refusal}
+        if makes_room:
+            # Servers give way, the least busy first; all else does not.
+            gpus = tuple(sorted(gpus, key=lambda gpu: (gpu.index in busy, gpu.utilization)))
+            busy = {gpu.index: gpu.refusal for gpu in gpus if gpu.refusal}
         if wanted == ("auto",):
             needed = _gpus_of(request.profile) or 1
             free = [gpu for gpu in gpus if gpu.index not in busy]
@@ -376,10 +386,6 @@ class SimulatedKeeper:
         return next(port for port in count(FIRST_PORT) if port not in taken)
 
 
-def _where(life: Life) -> str:
-    return f"GPU {', '.join(map(str, life.gpu_indices))}" if life.gpus else "the CPU"
-
-
 def _gpus_of(profile: Mapping[str, Any]) -> int:
     """Return how many GPUs a profile needs; 0 is the CPU."""
     said = profile.get("gpus")
@@ -391,16 +397,3 @@ def _gpus_of(profile: Mapping[str, Any]) -> int:
 
 def _stamp(at: float) -> str:
     return datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds")
-
-
-TOLD = frozenset({ServerState.STARTING, ServerState.READY, ServerState.FAILED, ServerState.STOPPED})
-
-
-def _told(life: Life, state: ServerState) -> tuple[str, str]:
-    """Return the kind and the words of the event that a server's change to `state` is; one of `TOLD`."""
-    return {
-        ServerState.STARTING: ("started", "started on " + _where(life)),
-        ServerState.READY: ("ready", f"ready in {START_S:.0f} s"),
-        ServerState.FAILED: ("failed", f"failed: {life.fails_with}"),
-        ServerState.STOPPED: ("stopped", "stopped; its memory is back" if life.gpus else "stopped"),
-    }[state]

@@ -13,6 +13,7 @@ from textual.pilot import Pilot
 from backends.errors import GpuboxError
 from backends.orphans import Orphan, Reaped
 from backends.records import Launch
+from backends.simulated_lives import ASLEEP
 from backends.simulation import SimulatedKeeper
 from backends.snapshots import (
     Connection,
@@ -32,9 +33,15 @@ from backends.switches import Level, Switch, SwitchChoice
 NOW = 1_790_000_000.0
 
 
-def simulated(spec: str = "8xH200") -> Snapshot:
-    """Return a plausible box with servers to build on, as of NOW, that does not call itself simulated."""
-    snapshot = SimulatedKeeper(spec, clock=lambda: NOW).snapshot()
+def simulated(spec: str = "8xH200", *, sleeps: bool = False) -> Snapshot:
+    """Return a plausible box with servers to build on, as of NOW, that does not call itself simulated.
+
+    With `sleeps` one of them sleeps beside another.
+    """
+    keeper = SimulatedKeeper(spec, clock=lambda: NOW)
+    if not sleeps:
+        keeper._lives.pop(ASLEEP, None)
+    snapshot = keeper.snapshot()
     return replace(snapshot, box=replace(snapshot.box, simulated=False))
 
 
@@ -48,6 +55,7 @@ class FakeLink:
         self.left: tuple[Orphan, ...] = ()
         self.on_record: tuple[Launch, ...] = ()
         self.choices: tuple[SwitchChoice, ...] = ()
+        self.switch_requests: list[SwitchRequest] = []
         self.streams = 0
         self.refuse_streams: GpuboxError | None = None
         self._news: asyncio.Queue[Update | GpuboxError] = asyncio.Queue()
@@ -95,6 +103,7 @@ class FakeLink:
 
     async def switch(self, request: SwitchRequest) -> Switch:
         self._note("switch", request.name)
+        self.switch_requests.append(request)
         return Switch("1", request.name, 0.0)
 
     async def switch_choices(self) -> tuple[SwitchChoice, ...]:

@@ -24,6 +24,7 @@ from backends.orphans import Reaped
 from backends.readonly import ReadOnlyKeeper
 from backends.simulation import SimulatedKeeper
 from backends.snapshots import Event
+from backends.switches import Switch
 from profiles.store import Store
 from tests.tui.link import NOW, simulated, until
 from tui.app import GpuboxApp
@@ -43,7 +44,7 @@ PATIENCE_S = 3.0
 LOG_PATIENCE_S = 30.0
 """How long a log's reader, a process of its own, may look for what it shall jump to."""
 
-FORGOTTEN = ("updates", "history", "orphans", "gpu_series", "server_series")
+FORGOTTEN = ("updates", "history", "orphans", "gpu_series", "server_series", "switch_choices")
 """Questions that screens ask by themselves."""
 
 
@@ -66,10 +67,12 @@ class NotedLink:
         async def ask(*given: Any, **options: Any) -> Any:
             self.asked.append((name, given, options))
             match name:
-                case "stop" | "restart":
+                case "stop" | "restart" | "sleep":
                     return self._keeper._server(given[0])
                 case "start":
                     return replace(simulated().servers[0], name="begun")
+                case "switch":
+                    return Switch("1", given[0].name, NOW)
                 case "forget":
                     return None
                 case "reap":

@@ -75,12 +75,19 @@ def test_two_boxes_under_one_clock_are_equal_and_cross_the_wire(tmp_path: Path) 
     assert read_as(Update, dump(update)) == update
 
 
-def test_it_begins_with_servers_that_serve_start_and_have_failed() -> None:
+def test_it_begins_with_servers_that_serve_start_have_failed_and_sleep() -> None:
     snapshot = SimulatedKeeper(clock=lambda: NOW).snapshot()
     states = [server.state for server in snapshot.servers]
-    assert states == [ServerState.READY, ServerState.READY, ServerState.STARTING, ServerState.FAILED]
+    assert states == [
+        ServerState.READY,
+        ServerState.READY,
+        ServerState.STARTING,
+        ServerState.FAILED,
+        ServerState.SLEEPING,
+    ]
     holders = [gpu.holder for gpu in snapshot.box.gpus]
-    assert holders == ["llama-3.3-70b", "llama-3.3-70b", "qwen2.5-7b", "mistral-7b", None, None, None, None]
+    both = "qwen2.5-7b, qwen2.5-coder-7b"
+    assert holders == ["llama-3.3-70b", "llama-3.3-70b", both, "mistral-7b", None, None, None, None]
     for server in snapshot.servers[:2]:
         assert isinstance(server.metrics, Metrics)
         assert 0 < float(server.metrics.kv_cache_usage) < 1  # type: ignore[arg-type]
