@@ -5,8 +5,26 @@ Times called `*_at`, `at` and `since` are Unix seconds; ratios are 0–1. See `b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+
+def took_words(seconds: float) -> str:
+    """Show how long a start took: '61 s', '2:02', '1h 03m'."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    if whole < 100:
+        return f"{whole} s"
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02}m"
+
+
+def gpu_words(indices: Sequence[int]) -> str:
+    """Name a server's GPUs: 'GPU 3', 'GPUs 0 and 1', 'the CPU'."""
+    if not indices:
+        return "the CPU"
+    *others, last = map(str, indices)
+    return f"GPUs {', '.join(others)} and {last}" if others else f"GPU {last}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,8 +106,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     "e2e": Explanation(
         "E2E latency",
         "How long whole requests of the last minute took, from their arrival to the last token.",
-        "It is about TTFT + tokens × ITL: the length of answers drives it; bound it with max_tokens. Below 300 ms, "
-        "vLLM's first bucket, only the mean is exact.",
+        "It is about TTFT + tokens × ITL: the length of answers drives it; bound it with max_tokens. Of vLLM's wide "
+        "buckets only the mean is exact: ≈ says that all were in one.",
     ),
     "goodput": Explanation(
         "Goodput",

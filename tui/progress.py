@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from backends.snapshots import Server, ServerState
-from backends.starts import StageTime, StartFigures, StartProgress
+from backends.starts import StageTime, StartFigures, StartProgress, took_words
 from tui.format import clock_time, counted, duration, memory, percent
 
 FEW_S = 8.0
@@ -65,9 +65,7 @@ def start_text(server: Server, now: float) -> str:
 
 def took_text(seconds: float) -> str:
     """Show how long something took: '0.3 s', '12.1 s', '79 s', '3:05'."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 99.5 else duration(seconds)
+    return f"{seconds:.1f} s" if seconds < 59.95 else took_words(seconds)
 
 
 def stages_text(stages: Iterable[StageTime]) -> str:
@@ -82,11 +80,11 @@ def figures_text(figures: StartFigures) -> str:
         for name, amount in (
             ("weights", figures.weights_bytes),
             ("activation", figures.activation_bytes),
-            ("other", figures.non_torch_bytes),
+            ("non-torch", figures.non_torch_bytes),
             ("graphs", figures.graphs_bytes),
             ("KV cache", figures.kv_available_bytes),
         )
-        if amount is not None
+        if amount
     ]
     if figures.kv_tokens is not None:
         parts.append(f"{figures.kv_tokens:,} tokens")

@@ -20,7 +20,7 @@ from backends.metrics.series import server_figures
 from backends.processes.facts import age_s, read_progress
 from backends.processes.logs import LogFollower
 from backends.snapshots import Metrics, Missing, ServerState
-from backends.starts import StartProgress
+from backends.starts import StartProgress, took_words
 
 if TYPE_CHECKING:
     from backends.engines.http import EngineHttp
@@ -128,7 +128,7 @@ async def _becomes_ready(subject: Subject, http: EngineHttp, watch: StartWatch) 
     progress = replace(watch.progress(now), done=watch.done(now), ratio=1.0, eta_s=None, quiet_since=None)
     subject.become(ServerState.READY, stage=None, progress=progress, figures=watch.figures, **told)
     subject.around.history.ready(subject, watch)
-    subject.tell("ready", f"ready in {now - subject.record.launched_at:.0f} s at {subject.server.address}")
+    subject.tell("ready", f"ready in {took_words(now - subject.record.launched_at)} at {subject.server.address}")
     return True
 
 

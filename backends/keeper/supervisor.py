@@ -33,6 +33,7 @@ from backends.processes.facts import is_alive, open_pidfd
 from backends.processes.facts import signal as send_signal
 from backends.processes.logs import new_log_path
 from backends.snapshots import Missing, Server, ServerState
+from backends.starts import gpu_words
 from backends.switches import Level
 
 if TYPE_CHECKING:
@@ -382,7 +383,7 @@ class Supervisor:
             send_signal(facts.shim, number)
 
     def _where(self) -> str:
-        return f"GPU {', '.join(map(str, self.record.gpu_indices))}" if self.record.gpus else "the CPU"
+        return gpu_words(self.record.gpu_indices if self.record.gpus else ())
 
     def api_key(self) -> str | None:
         """Return the key that the engine asks for, from where the profile says it is."""

@@ -10,7 +10,9 @@ from rich.style import Style
 from rich.text import Text
 
 from backends.logs.text import LONGEST_SHOWN, text_start
-from tui.widgets.log_lines import compiled
+from backends.logs.windows import Extent
+from tui.themes import Palette
+from tui.widgets.log_lines import compiled, extent_text
 from tui.widgets.log_view_lines import LineStyles, laid_out, rows_of
 from tui.widgets.log_view_rows import moved
 
@@ -23,7 +25,15 @@ STYLES = LineStyles(
     match=Style(bgcolor="blue"),
     current_match=Style(bgcolor="green"),
 )
+PALETTE = Palette(*["#000000"] * 10)
 STAMP = "2026-11-21T12:34:56.789+02:00 "
+
+
+def test_lines_are_counted_in_words() -> None:
+    told = [
+        extent_text(Extent(lines=lines, exists=True, is_whole=True), (0, ()), PALETTE).plain for lines in (0, 1, 2_000)
+    ]
+    assert [text.split("  ")[1] for text in told] == ["0 lines", "1 line", "2,000 lines"]
 
 
 def short(line: str, pattern: re.Pattern[str] | None = None) -> Text:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from backends.snapshots import ModelKind, Server, ServerState, ServerUpdate
-from backends.starts import Stage, StageTime, StartFigures, StartProgress
+from backends.starts import Stage, StageTime, StartFigures, StartProgress, gpu_words
 from tests.tui.link import NOW, FakeLink, shown, until
 from tui.app import GpuboxApp
 from tui.format import clock_time
-from tui.headless.launch import StageLine, start_line
+from tui.headless.launch import StageLine, ready_lines, start_line
 from tui.progress import figures_text, left_short, left_text, start_text, took_text, wedged_text
 from tui.themes import Palette
 from tui.widgets.server_details import server_details
@@ -27,6 +27,35 @@ def a_start(**progress: Any) -> Server:
     server = next(one for one in FakeLink().state.servers if one.state is ServerState.STARTING)
     told: dict[str, Any] = {"at": NOW, "done": DONE, "ratio": 0.4, "eta_s": 40.0, "based_on": 3} | progress
     return replace(server, stage=Stage("weights", NOW - 10, 0.62, "shard 5 of 8"), progress=StartProgress(**told))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.31, "0.3 s"), (61.4, "61 s"), (99.4, "99 s"), (99.6, "1:40"), (122.2, "2:02"), (3780.0, "1h 03m")],
+)
+def test_how_long_a_start_took_is_written_in_one_way(seconds: float, text: str) -> None:
+    assert took_text(seconds) == text
+    server = replace(a_start(), state=ServerState.READY, launched_at=NOW, ready_at=NOW + seconds)
+    if seconds >= 60:
+        assert f"ready in {text}" in server_details(server, NOW, 80, PALETTE).plain
+        assert ready_lines(server)[0].startswith(f"{server.name} is ready after {text}: ")
+
+
+def test_gpus_are_named_so_that_they_can_be_counted() -> None:
+    assert [gpu_words(indices) for indices in ((), (3,), (0, 1), (0, 1, 5))] == [
+        "the CPU",
+        "GPU 3",
+        "GPUs 0 and 1",
+        "GPUs 0, 1 and 5",
+    ]
+
+
+def test_memory_that_is_not_known_yet_gets_no_line() -> None:
+    server = replace(a_start(), figures=StartFigures(max_model_len=16_384))
+    assert "memory" not in server_details(server, NOW, 80, PALETTE).plain
+    told = replace(server, figures=StartFigures(weights_bytes=6 << 30, non_torch_bytes=61 << 20, graphs_bytes=0))
+    assert "memory    weights 6.0 GiB · non-torch 61 MiB" in server_details(told, NOW, 80, PALETTE).plain
+    assert "graphs" not in server_details(told, NOW, 80, PALETTE).plain
 
 
 @pytest.mark.parametrize(

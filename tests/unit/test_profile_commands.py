@@ -82,6 +82,14 @@ def test_show_tells_what_is_left_to_the_defaults(box: Box) -> None:
         assert told in shown
 
 
+def test_show_counts_in_words(box: Box) -> None:
+    once = "[restart]\npolicy = 'on-failure'\nmax_attempts = 1\n[logs]\nkeep = 1\n"
+    box.write("once", f'model = "org/m"\n{once}')
+    shown = box.done("profiles", "show", "once")
+    assert "after a failure, 1 time, from" in shown
+    assert "of 1 start, " in shown
+
+
 def test_show_tells_that_a_server_sleeps(box: Box) -> None:
     box.write("quiet", 'model = "org/m"\nsleep = true\nttl = 30\nwake_on_request = true\n')
     assert "sleeps after 30 idle min, and to give way; wakes for a request, too" in box.done(

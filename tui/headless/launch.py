@@ -18,7 +18,7 @@ from backends.errors import GpuboxError, KeeperError, StartFailedError, WaitOver
 from backends.handover import handover
 from backends.processes.logs import LogFollower
 from backends.snapshots import Server, ServerRemoved, ServerState, ServerUpdate, SnapshotUpdate, StartRequest
-from backends.starts import StageTime, StartProgress
+from backends.starts import StageTime, StartProgress, took_words
 from tui.format import clock_time, fit, indices
 from tui.headless.output import complain, say
 from tui.progress import figures_text, start_text, took_text, wedged_text
@@ -303,14 +303,12 @@ def _detail(server: Server) -> str:
 
 def ready_lines(server: Server) -> list[str]:
     """Return what is said once a server is ready."""
-    took = (server.ready_at or 0.0) - (server.launched_at or 0.0)
+    took = took_words((server.ready_at or 0.0) - (server.launched_at or 0.0))
     context = f", context {server.max_model_len:,} tokens" if server.max_model_len else ""
-    lines = [
-        f"{server.name} is ready after {took:.0f} s: {server.address}/v1 ({server.served_name}, {server.kind}{context})"
-    ]
+    lines = [f"{server.name} is ready after {took}: {server.address}/v1 ({server.served_name}, {server.kind}{context})"]
     lines += [f"  {what + ':':<16}{line}" for what, line in handover(server)]
-    if server.figures is not None:
-        lines.append(f"  {'memory:':<16}{figures_text(server.figures)}")
+    if server.figures is not None and (told := figures_text(server.figures)):
+        lines.append(f"  {'memory:':<16}{told}")
     return [*lines, f"  {'log:':<16}{server.log_path}"]
 
 

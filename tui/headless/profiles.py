@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backends.errors import ProfileError, UsageError
+from tui.format import counted
 from tui.headless.output import say, table
 from tui.launching import open_store, profile_error
 
@@ -100,7 +101,7 @@ def _facts(profile: Profile) -> Iterator[str]:
 
     port = "any free port" if profile.port == "auto" else f"port {profile.port}"
     retry = profile.restart
-    again = f"after a failure, {retry.max_attempts} times, from {retry.backoff_s:g} s on"
+    again = f"after a failure, {counted(retry.max_attempts, 'time')}, from {retry.backoff_s:g} s on"
     facts: list[tuple[str, Sequence[str]]] = [
         ("engine", [profile.engine + (f" of {profile.python}" if profile.python else "")]),
         ("model", [f"{profile.model} ({profile.hub_endpoint or profile.source})"]),
@@ -113,7 +114,7 @@ def _facts(profile: Profile) -> Iterator[str]:
         ("sleep", list(_sleep(profile))),
         ("stop", [f"lets requests drain for {profile.drain_s:g} s"]),
         ("restart", ["never" if retry.policy == "never" else again]),
-        ("logs", [f"of {profile.logs.keep} starts, {profile.logs.max_mb} MiB a file"]),
+        ("logs", [f"of {counted(profile.logs.keep, 'start')}, {profile.logs.max_mb} MiB a file"]),
     ]
     for label, lines in facts:
         for index, line in enumerate(lines):

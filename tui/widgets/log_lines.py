@@ -40,7 +40,7 @@ def extent_text(extent: Extent, rule: tuple[int, Sequence[str]], colours: Palett
         text.append(f"  {rule_text(rule)}", f"bold {colours.warn}")
         text.append(f"  {extent.shown:,}{'…' if extent.is_filtering else ''} of", colours.dim)
     if extent.exists:
-        lines = f"{extent.lines:,} lines" + ("" if extent.is_whole else "…")
+        lines = f"{extent.lines:,} line" + ("" if extent.lines == 1 else "s") + ("" if extent.is_whole else "…")
         text.append(f"{' ' if extent.shown is not None else '  '}{lines}  {_size(extent.size_bytes)}", colours.dim)
     return text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from backends.snapshots import Metrics, Missing, ModelKind, Server, ServerState
-from backends.starts import Exit
+from backends.starts import Exit, took_words
 from tui.format import count, duration, fit_path, indices, moment, percent, plural, shown
 from tui.progress import figures_text, stages_text, start_text, wedged_text
 from tui.themes import Palette
@@ -57,7 +57,7 @@ def server_details(
     if server.launched_at is not None:
         took = ""
         if server.ready_at is not None:
-            took = f" · ready in {server.ready_at - server.launched_at:.0f} s"
+            took = f" · ready in {took_words(server.ready_at - server.launched_at)}"
         elif server.state is ServerState.STARTING:
             took = f" · {duration(now - server.launched_at)} ago"
         lines.append(_line("launched", moment(server.launched_at) + took, width, colours))
@@ -71,8 +71,8 @@ def server_details(
         lines.append(_line("log", fit_path(server.log_path, width - LABEL), width, colours))
     if server.progress is not None and server.progress.done:
         lines.append(_line("stages", stages_text(server.progress.done), width, colours))
-    if server.figures is not None:
-        lines.append(_line("memory", figures_text(server.figures), width, colours))
+    if server.figures is not None and (told := figures_text(server.figures)):
+        lines.append(_line("memory", told, width, colours))
     return Text("\n").join(lines)
 
 
