@@ -53,14 +53,26 @@ class Changeover:
 
     async def run(self) -> Switch:
         """Carry the switch to its outcome, which it returns; whatever fails in it is told there."""
+        done = await self._carried_out()
+        await self._expect(soon=False)
+        return done
+
+    async def _carried_out(self) -> Switch:
         if self._journal.phase != "restoring":
             try:
+                await self._expect(soon=True)
                 await self._give_way()
                 await self._take()
                 return self._over("done", None, took_s=time.monotonic() - self._clock)
             except (GpuboxError, OSError) as problem:
                 await self._keep(phase="restoring", error=self._why(problem))
         return await self._restore()
+
+    async def _expect(self, *, soon: bool) -> None:
+        """Have requests for the server held that come before it serves; or no longer."""
+        supervisor = self._books.supervisors().get(self._journal.to)
+        if supervisor is not None:
+            await supervisor.expect(soon=soon)
 
     async def _give_way(self) -> None:
         """Have all give way; what pins host memory comes after those that stop for it."""

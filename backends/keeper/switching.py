@@ -93,6 +93,8 @@ class Switching:
 
     async def level_for(self, name: str, asked: Level | None = None) -> Level:
         """See Switcher."""
+        if self._on_for(name) is not None:
+            raise ConflictError(f"server {name} is being switched to", "wait for the end of its switch")
         choice = await self._standing().level(name, asked, self._busy())
         level = choice.level
         if level is None:

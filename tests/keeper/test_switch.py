@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,10 @@ def test_two_servers_give_way_to_each_other(box: SwitchBox) -> None:
     assert again.outcome == "done"
     # By now each has given way, and has been woken once.
     assert box.choice("a").expected_s is not None
+    told = box.gpubox("history", "a").stdout
+    assert "SWITCHED" in told
+    assert "b sleep-1" in told
+    assert sum("switch" in row for row in json.loads(box.gpubox("history", "a", "--json").stdout)) == 3
 
 
 def test_three_in_rotation(box: SwitchBox) -> None:
@@ -177,6 +183,16 @@ def test_a_request_wakes_who_may_be_woken(box: SwitchBox) -> None:
     assert any(event.kind == "switched" and event.server == "a" for event in box.client.history())
 
 
+def test_two_that_are_wanted_at_once_are_served_in_turn(box: SwitchBox) -> None:
+    box.start_one(box.sleepy("a", more={"wake_on_request": True}))
+    assert box.switch(box.sleepy("b", more={"wake_on_request": True})).outcome == "done"
+    assert box.switch(box.sleepy("c")).outcome == "done"
+    with ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(box.ask, name) for name in "abab"]
+        assert [answer.result(30.0) for answer in answers] == ["You asked: hello"] * 4
+    assert READY in box.states("a", "b")
+
+
 def test_a_stop_of_the_woken_one_wins(box: SwitchBox) -> None:
     box.start_one(box.sleepy("a", wake=2.0))
     assert box.switch(box.sleepy("b")).outcome == "done"
@@ -186,3 +202,29 @@ def test_a_stop_of_the_woken_one_wins(box: SwitchBox) -> None:
     done = box.over(switch)
     assert (done.outcome, done.error) == ("restored", "server a was stopped by request")
     assert box.states("a", "b") == [ServerState.STOPPED, READY]
+
+
+def test_requests_wait_for_who_is_being_switched_to(box: SwitchBox) -> None:
+    box.start_one(box.sleepy("a", wake=1.0))
+    assert box.switch(box.sleepy("b", sleep=1.0, first_sleep=1.0)).outcome == "done"
+    switch = box.begin_switch("a")
+    assert box.during(switch, lambda now: any(step.name == "sleep" for step in now.steps))
+    assert box.ask("a") == "You asked: hello"
+    assert box.over(switch).outcome == "done"
+
+
+def test_a_warm_spare_starts_once_there_is_room_and_is_switched_to(box: SwitchBox) -> None:
+    box.start_one(box.sleepy("a"))
+    box.start(box.sleepy("b"), box.engine_environ(), asleep=True)
+    box.until(lambda server: server.stage is not None and bool(server.stage.detail), "b")
+    assert box.states("a", "b") == [READY, ServerState.QUEUED]
+    box.client.sleep("a")
+    box.until(SLEEPING, "b")
+    assert box.switch("b").way is Way.WAKE_1
+    assert box.ask("b") == "You asked: hello"
+    # One that has not started yet stays awake where it is switched to.
+    box.start(box.sleepy("c"), box.engine_environ(), asleep=True)
+    done = box.switch("c")
+    assert (done.outcome, done.error) == ("done", None)
+    assert box.states("a", "b", "c") == [SLEEPING, SLEEPING, READY]
+    assert box.ask("c") == "You asked: hello"
