@@ -164,14 +164,15 @@ class Front:
 
         What comes meanwhile is refused or held as the state that follows would have it.
         """
-        asleep, reason, wakes = FrontMode.ASLEEP, "", self._subject.profile.wake_on_request
-        if self._subject.state in (ServerState.DRAINING, ServerState.STOPPING):
-            asleep, reason, wakes = self._mode(self._subject.state, asleep=False)
+        ends = self._subject.state in (ServerState.DRAINING, ServerState.STOPPING)
+        wakes = self._subject.profile.wake_on_request and not ends
+        reason = ""
         try:
             if self._link is None:
                 return Drained(0, 0, 0.0)
-            if not wakes:
-                await self._link.set_mode(asleep, reason=reason, wakes=False)
+            if ends:
+                mode, reason, _ = self._mode(self._subject.state, asleep=False)
+                await self._link.set_mode(mode, reason=reason, wakes=False)
             return await self._link.drain(timeout_s, "hold" if wakes else "asleep", reason=reason)
         except OSError as problem:
             log.warning("%s: %s", self._subject.name, problem)

@@ -162,8 +162,8 @@ class Sleeper:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _over(self) -> None:
-        """Wait for the end of the change that goes on."""
-        if self._task is not None and not self._task.done():
+        """Wait for the end of the change that goes on, and of what others began who waited for it, too."""
+        while self._task is not None and not self._task.done():
             await asyncio.wait({self._task})
 
     async def _carry_out(self, work: Coroutine[None, None, None], failure: type[GpuboxError]) -> None:
@@ -276,17 +276,17 @@ class Sleeper:
             host_bytes=subject.record.host_bytes,
             idle=None,
         )
-        subject.around.box.look_now()
 
     async def _be_awake(self) -> None:
         """Be ready: in the record, for all to see, and at the front."""
         subject = self._subject
         subject.last_used_at = time.time()
         subject.keep(durable=False, asked_level=None, changing=None, last_used_at=subject.last_used_at)
+        if subject.front is not None:
+            subject.front.expects = False
         await self._tell_front(ServerState.READY)
         if subject.state is not ServerState.READY:
             subject.become(ServerState.READY, stage=None, sleep=None)
-        subject.around.box.look_now()
 
     async def _tell_front(self, state: ServerState) -> None:
         if self._subject.front is not None:
