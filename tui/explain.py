@@ -130,6 +130,35 @@ EXPLANATIONS: dict[str, Explanation] = {
         "How many requests the load test keeps in flight at most.",
         "More of them raise throughput until the KV cache or max_num_seqs is full; beyond that only TTFT grows.",
     ),
+    "sleep": Explanation(
+        "Sleep",
+        "A server that sleeps has given its GPUs' memory back and keeps its process, its port and 1.8 GB a GPU.",
+        "sleep = true in its profile allows it; it wakes in about a second from level 1, in a few from level 2, "
+        "instead of a start of a minute. Requests wait, or are told so.",
+    ),
+    "sleep_level": Explanation(
+        "Level of sleep",
+        "1 keeps the weights in host memory, 2 drops them and reads them from disk again; neither keeps the KV cache.",
+        "gpubox takes level 1 where host memory has room for the copy, else 2, else it stops the server; a switch "
+        "says why.",
+    ),
+    "idle": Explanation(
+        "Sleeps in",
+        "How much of its idle time is left before the server is put to sleep by itself, and how much that is in all.",
+        "ttl in its profile sets it; any request begins it anew. With wake_on_request the next one wakes it.",
+    ),
+    "pinned": Explanation(
+        "Host memory held for sleep",
+        "What a server has pinned of the host's memory at its first sleep of level 1: about twice its weights.",
+        "It is not given back when it wakes, only when it stops; max_sleeping_host_memory in config.toml bounds the "
+        "sum over all servers.",
+    ),
+    "switch": Explanation(
+        "Switch",
+        "One server gets the GPUs of others: they sleep or stop, their memory comes back, it wakes or starts.",
+        "The time is from the key to the first token; sleeping and waking take most of it, the first sleep of a "
+        "server takes some 9 s more. If it fails, who served before serves again.",
+    ),
     "sleep_state": Explanation(
         "Asleep",
         "Level 1 keeps the weights in host memory and drops the KV cache; level 2 drops both.",
