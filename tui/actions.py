@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from textual import on
 from textual.actions import ActionParseResult, parse
 from textual.app import App
+from textual.binding import Binding, BindingType
 from textual.dom import DOMNode
 from textual.reactive import reactive
 
@@ -16,10 +18,12 @@ from backends.client import KeeperLink
 from backends.errors import ConflictError, GpuboxError, ProfileError
 from backends.handover import base_url_line, curl_line, launch_line, ssh_line
 from backends.readonly import refusal
-from backends.snapshots import Foreign, Missing, Server, ServerState, Snapshot, StartRequest
+from backends.snapshots import Foreign, Missing, Server, ServerState, Snapshot, StartRequest, SwitchRequest
+from backends.switches import GivingWay, Switch, SwitchChoice, Way, Yield
 from tui.fixing import carry_out, choices
 from tui.format import plural
 from tui.launching import Launchable, LaunchIntent, read_launchable
+from tui.messages import SwitchEnded
 from tui.screens.card import CardScreen
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.use import UseLine, UseScreen
@@ -31,16 +35,32 @@ if TYPE_CHECKING:
     from profiles.store import Store
 
 ENDING = (ServerState.DRAINING, ServerState.STOPPING)
+TP = "tensor_parallel_size"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class ServerActions(App[None]):
     """The part of the app that asks the keeper for something; a server is named, or it is the selected one."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "S,f8",
+            "switcher",
+            "Switcher",
+            show=False,
+            id="app.switcher",
+            tooltip="Choose who serves, and who gives way",
+        ),
+    ]
+
     link: KeeperLink
     readonly: bool
     store: Store | None
     awaited: str | None = None
+    switch_choices: tuple[SwitchChoice, ...] = ()
+    """What the keeper said last that a switch to each server would do."""
+
+    switched: reactive[Switch | None] = reactive(None, repaint=False)
     snapshot: reactive[Snapshot | None] = reactive(None, repaint=False)
     selected: reactive[str | None] = reactive(None, repaint=False)
 
@@ -140,6 +160,97 @@ class ServerActions(App[None]):
         for table in self.screen.query(ServerTable):
             table.focus()
 
+    @on(SwitchEnded)
+    def _switch_ended(self, message: SwitchEnded) -> None:
+        self.switched = message.switch
+
+    def action_switcher(self) -> None:
+        """Show everything that could serve: a key has it serve."""
+        from tui.screens.switcher import SwitcherScreen
+
+        self.push_screen(SwitcherScreen())
+
+    def action_switch_to(self, name: str | None = None) -> None:
+        """Have a server serve instead of those in its way."""
+        if (server := self.named(name)) is not None:
+            self.switch_to(server.name)
+
+    def switch_to(self, name: str, *, is_profile: bool = False) -> None:
+        """Have a server serve, or a profile's; asks first where requests run on those that give way."""
+        self.request(self._switch_to(name, is_profile=is_profile))
+
+    async def _switch_to(self, name: str, *, is_profile: bool) -> None:
+        server, start = self.named(name), None
+        if is_profile and (server is None or not server.is_live):
+            start = (await self._launchable(name)).request(LaunchIntent(name, name=name))
+        self.switch_choices = await self.link.switch_choices()
+        choice = next((one for one in self.switch_choices if one.server == name), SwitchChoice(name, Way.START))
+        if choice.way is Way.CANNOT:
+            raise ConflictError(f"{name} cannot serve now", choice.note)
+        if choice.way is Way.AWAKE and start is None:
+            self.notify(f"{name} serves already", markup=False)
+            return
+
+        async def switch() -> None:
+            if start is not None and self.named(name) is None:
+                self.awaited = name
+            try:
+                await self.link.switch(SwitchRequest(name, start))
+            except GpuboxError:
+                self.awaited = None
+                raise
+            self.meet()
+
+        def go_on(sure: bool | None) -> None:
+            if sure:
+                self.request(switch())
+
+        lost = self._lost_by(choice) if server is not None else self._lost_by_a_start(start)
+        if lost:
+            self.push_screen(ConfirmScreen(f"Switch to {name}?", "\n".join(lost), "Switch"), go_on)
+        else:
+            await switch()
+
+    def _lost_by(self, choice: SwitchChoice) -> list[str]:
+        """Say what requests are running on those that give way."""
+        return [said for giving in choice.giving_way if (said := self._lost_of(giving))]
+
+    def _lost_of(self, giving: GivingWay) -> str:
+        server = self.named(giving.server)
+        if server is None:
+            return ""
+        if giving.how is Yield.STOP and (taken := in_use(server)):
+            return f"{server.name} stops. {taken}"
+        return f"{server.name} falls asleep. {running_text(server)}" if running_text(server) else ""
+
+    def _lost_by_a_start(self, start: StartRequest | None) -> list[str]:
+        """Say who may have to give way to a profile that no server is of yet: whoever was used the longest ago."""
+        if start is None or self.snapshot is None:
+            return []
+        content, gpus = start.profile, self.snapshot.box.gpus
+        on_cpu = content.get("gpus") == "cpu" or not gpus
+        needed = 0 if on_cpu else int(content.get("gpus") or 0) or int(content.get("args", {}).get(TP, 1))
+        if not on_cpu and sum(gpu.holder is None and gpu.refusal is None for gpu in gpus) >= needed:
+            return []
+        used = [one for one in self.servers if bool(one.gpus) is not on_cpu and one.foreign is None]
+        told = [f"{one.name}: {running_text(one)}" for one in used if running_text(one)]
+        return ["Who was used the longest ago gives way. In use now:", *told] if told else []
+
+    def action_sleep_server(self, name: str | None = None) -> None:
+        """Put a server to sleep, after a question where requests are running on it."""
+        if (server := self.named(name)) is None:
+            return
+        ask = partial(self.link.sleep, server.name)
+
+        def go_on(sure: bool | None) -> None:
+            if sure:
+                self.request(ask())
+
+        if taken := running_text(server):
+            self.push_screen(ConfirmScreen(f"Put {server.name} to sleep?", taken, "Sleep"), go_on)
+        else:
+            go_on(True)
+
     def action_stop_server(self, name: str | None = None, force: bool = False) -> None:
         """Stop a server, after a question where somebody may be using it; a second time kills it."""
         if (server := self.named(name)) is not None:
@@ -218,6 +329,16 @@ def by_hand(name: str, foreign: Foreign) -> ConflictError:
     """Say why a server that gpubox did not start is left alone."""
     text = f"{name} was started by hand (pid {foreign.pid}, {foreign.user}): gpubox does not touch it"
     return ConflictError(text, f"end it where it was started; gpubox reap {foreign.pid} does so after a question")
+
+
+def running_text(server: Server) -> str:
+    """Say which requests a server would have to let end, or lose, if it gave way; '' where none runs."""
+    metrics = server.metrics
+    if server.state is not ServerState.READY or isinstance(metrics, Missing) or isinstance(metrics.running, Missing):
+        return ""
+    if not metrics.running:
+        return ""
+    return f"It has {plural(metrics.running, 'running request')}: what does not end within its drain_s is aborted."
 
 
 def in_use(server: Server, *, kills: bool = False) -> str:

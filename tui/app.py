@@ -34,6 +34,7 @@ from tui.messages import Happened, KeeperLost, KeeperTrouble, SnapshotChanged
 from tui.order import in_order
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.help import HelpScreen, keys_of
+from tui.sleeping import switch_of
 from tui.themes import DEFAULT_VARIABLES, NIGHT, THEMES
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ PANELS: dict[str, tuple[str, Callable[[], Screen[Any]]]] = {
 MODES_TOOLTIP = ", ".join(title for title, _ in PANELS.values()) + " (F1–F7 while typing)"
 SELECT_TOOLTIP = "Select the previous or the next server"
 NO_SETTINGS = Settings()
+STEPS = frozenset({"asleep", "awake", "ready", "stopped"})
 QUIET = frozenset({"started"})
 """Events that the servers screen shows anyway."""
 
@@ -71,6 +73,10 @@ SEVERITY: dict[str, Literal["information", "warning", "error"]] = {
     "memory": "warning",
     "orphan": "warning",
     "xid": "warning",
+    "switch-failed": "error",
+    "sleep-failed": "warning",
+    "evicted": "warning",
+    "restored": "warning",
 }
 RINGS = frozenset({"ready", "failed", "lost"})
 """Events that ring the bell where the settings want it."""
@@ -212,7 +218,10 @@ class GpuboxApp(ServerActions):
         self.heard = (*self.heard[-HEARD_MOST + 1 :], event)
         if self.settings.screen.bell and event.kind in RINGS:
             self.bell()
-        if event.kind not in QUIET:
+        # A switch says in one line what it did; its steps need no toasts of their own.
+        is_step = event.kind in STEPS and self.snapshot is not None and switch_of(self.snapshot, event.server)
+        is_told = event.kind in getattr(self.screen, "TELLS", ())
+        if event.kind not in QUIET and not is_step and not is_told:
             severity = SEVERITY.get(event.kind, "information")
             self.notify(event.text, title=event.server or "box", severity=severity, markup=False)
 

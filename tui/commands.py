@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.screen import Screen
 
+from backends.snapshots import ServerState
 from tui.actions import ENDING
 from tui.bindings import bindings_here, run_binding, shown_as
 
@@ -45,6 +46,11 @@ class GpuboxCommands(Provider):
                 yield f"Use {name}", "copy its curl, ssh, base URL or launch line", partial(app.action_use_server, name)
             if app.readonly or server.foreign is not None:
                 continue
+            if server.state is ServerState.SLEEPING or not server.is_live:
+                about = "have it serve; what is in its way gives way"
+                yield f"Switch to {name}", about, partial(app.action_switch_to, name)
+            if server.can_sleep and server.state is ServerState.READY:
+                yield f"Put {name} to sleep", "its GPUs' memory comes back", partial(app.action_sleep_server, name)
             if server.is_live:
                 about = "kill it" if server.state in ENDING else "drain, then stop it"
                 yield f"Stop {name}", about, partial(app.action_stop_server, name)
@@ -55,6 +61,9 @@ class GpuboxCommands(Provider):
         for profile in () if app.readonly else self._profiles:
             if profile.problem is None:
                 yield f"Start {profile.name} …", profile.description, partial(app.action_launch, profile.name)
+                if app.named(profile.name) is None:
+                    to = partial(app.switch_to, profile.name, is_profile=True)
+                    yield f"Switch to {profile.name}", "start it; what is in its way gives way", to
 
     async def discover(self) -> Hits:
         """Offer everything before anything is typed."""

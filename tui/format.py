@@ -59,6 +59,13 @@ def duration(seconds: float) -> str:
     return f"{hours}h {minutes_left:02}m" if hours < 24 else f"{hours // 24}d {hours % 24}h"
 
 
+def coarse(seconds: float) -> str:
+    """Show a length of time so that it changes once a minute: '<1 min', '12 min', '3h 14m'."""
+    if seconds < 60:
+        return "<1 min"
+    return f"{int(seconds) // 60} min" if seconds < 3600 else duration(seconds)
+
+
 def clock_time(at: float) -> str:
     """Show a moment as local time of day: '12:34:56'."""
     return f"{datetime.fromtimestamp(at):%H:%M:%S}"

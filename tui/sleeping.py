@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from backends.snapshots import Missing, Server, ServerState, Snapshot
 from backends.switches import GivingWay, Idle, Sleep, Switch, SwitchChoice, SwitchStep, Way, Yield
-from tui.format import duration, indices, memory
+from tui.format import coarse, duration, indices, memory
 from tui.progress import took_text
 
 WAYS: dict[Way, str] = {
@@ -34,19 +34,15 @@ PAST = {"sleep": "asleep", "stop": "stopped", "drain": "drained", "abort": "abor
     "restore": "restored",
 }
 
-
-def age(seconds: float) -> str:
-    """Say how long something is so that it changes once a minute: '<1 min', '12 min', '3h 14m'."""
-    if seconds < 60:
-        return "<1 min"
-    return f"{int(seconds) // 60} min" if seconds < 3600 else duration(seconds)
+Taking = tuple[Switch, SwitchStep | None] | None
+"""The running switch that a server takes part in, and the step it is at."""
 
 
 def asleep_text(sleep: Sleep | None, now: float, *, brief: bool = False) -> str:
     """Say how deep a server sleeps, and since when: 'asleep · level 1 · 3 min', briefly 'asleep · L1 · 3 min'."""
     if sleep is None:
         return "asleep"
-    return f"asleep · {'L' if brief else 'level '}{sleep.level} · {age(now - sleep.since)}"
+    return f"asleep · {'L' if brief else 'level '}{sleep.level} · {coarse(now - sleep.since)}"
 
 
 def idle_text(idle: Idle, now: float) -> str:
@@ -109,13 +105,23 @@ def switched_line(switch: Switch) -> str:
     return f"switched in {switch.took_s or 0.0:.2f} s" + (f": {parts}" if parts else "")
 
 
-def switch_of(snapshot: Snapshot, server: str) -> tuple[Switch, SwitchStep | None] | None:
+def switch_of(snapshot: Snapshot, server: str) -> Taking:
     """Return the running switch that a server takes part in, and the step it is at; None where there is none."""
     for switch in snapshot.switches:
         steps = [step for step in switch.steps if step.server == server]
         if switch.to == server or steps:
             return switch, next((step for step in reversed(steps) if step.took_s is None), None)
     return None
+
+
+def steps_text(switch: Switch, now: float) -> str:
+    """List the steps of a switch with their times: 'sleep 0.30 s · wake 0.2 s …'."""
+    told = [
+        f"{step_text(one)} {step_took(now - one.began_at if one.took_s is None else one.took_s)}"
+        + (" …" if one.took_s is None else "")
+        for one in switch.steps
+    ]
+    return " · ".join(told)
 
 
 def state_words(server: Server, now: float, *, brief: bool = False) -> str:

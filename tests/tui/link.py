@@ -102,8 +102,8 @@ class FakeLink:
         return self.state.servers[0]
 
     async def switch(self, request: SwitchRequest) -> Switch:
-        self._note("switch", request.name)
         self.switch_requests.append(request)
+        self._note("switch", request.name)
         return Switch("1", request.name, 0.0)
 
     async def switch_choices(self) -> tuple[SwitchChoice, ...]:

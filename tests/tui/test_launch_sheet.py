@@ -184,7 +184,7 @@ async def test_without_gpus_the_sheet_offers_the_cpu(store: Store) -> None:
         assert started(link).gpus == ("cpu",)
 
 
-async def test_s_starts_as_the_profile_says_and_a_refusal_is_a_toast(store: Store) -> None:
+async def test_s_has_a_profile_serve_as_it_says_and_a_refusal_is_a_toast(store: Store) -> None:
     link = FakeLink()
     link.refusal = GpuBusyError("GPU 0 is held by llama-3.3-70b", "gpubox stop llama-3.3-70b")
     app = GpuboxApp(link, store=store, clock=lambda: NOW)
@@ -193,7 +193,10 @@ async def test_s_starts_as_the_profile_says_and_a_refusal_is_a_toast(store: Stor
         await until(pilot, lambda: "pair" in shown(pilot), "the profiles")
         await pilot.press("tab", "down", "s")
         await until(pilot, lambda: "GPU 0 is held by llama-3.3-70b" in shown(pilot), "the refusal")
-        assert started(link).gpus is None
+        (request,) = link.switch_requests
+        assert request.name == "pair"
+        assert request.start is not None
+        assert request.start.gpus is None
         await pilot.press("down", "down", "s")
         await until(pilot, lambda: "did you mean engine?" in shown(pilot), "the broken profile's problem")
 

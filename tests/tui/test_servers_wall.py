@@ -14,13 +14,14 @@ from tests.tui.conftest import PROFILES
 from tests.tui.link import NOW, FakeLink, shown, simulated, until
 from tui.app import GpuboxApp
 from tui.explain import EXPLANATIONS
+from tui.format import coarse
 from tui.screens.base import GpuboxScreen
 from tui.screens.servers import ServersScreen
 from tui.themes import Palette
 from tui.widgets.live_table import GAP
 from tui.widgets.server_log import ServerLogTail
 from tui.widgets.server_strip import ServerStrip, strip_text
-from tui.widgets.server_table import FIXED, coarse, layout
+from tui.widgets.server_table import FIXED, layout
 
 PLAIN = Palette(*["#000000"] * 10)
 

@@ -13,11 +13,12 @@ from textual.widgets import DataTable
 from backends.errors import GpuboxError
 from backends.orphans import Orphan
 from backends.snapshots import Box, EccErrors, Gpu, GpuProcess, Missing, Owner, Server, Snapshot
-from tui.format import memory, plural
+from tui.format import fit, memory, plural
 from tui.owners import SIGNS, owned
 from tui.screens.base import DETAILS_TOOLTIP, GpuboxScreen
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.end_foreign import EndForeignScreen
+from tui.sleeping import held_text, slot_parts
 from tui.themes import STATES, Palette, palette
 from tui.widgets.gpu_balance import GpuWindow
 from tui.widgets.gpu_details import GpuDetails
@@ -27,6 +28,8 @@ from tui.widgets.live_text import LiveText, can_scroll, keep_focus
 from tui.widgets.status_bar import describe
 
 HISTORY_EVERY_S = 5.0
+ROOM_LINES = 14
+"""So many lines beside those of the GPUs leave one for what sleep holds of the host."""
 
 
 class BoxScreen(GpuboxScreen):
@@ -69,6 +72,9 @@ class BoxScreen(GpuboxScreen):
         """Show every GPU."""
         width, colours = self.app.size.width - self.scrollbar_size_vertical - 2, palette(self.app)
         lines = [box_line(snapshot.box, width, colours), host_line(snapshot.box.host, width, colours)]
+        has_room = self.app.size.height - len(snapshot.box.gpus) >= ROOM_LINES
+        if (held := held_text(snapshot.servers)) and has_room:
+            lines.append(Text(fit(f"z {held}", width), style=colours.dim))
         lines += [_unplaced_line(orphan, self.key_of("box.reap"), colours) for orphan in self._unplaced]
         self.query_one("#host", LiveText).show(Text("\n").join(lines if snapshot.box.gpus else lines[1:]))
         self._window.take(snapshot.box)
@@ -118,6 +124,7 @@ class BoxScreen(GpuboxScreen):
             "grants",
             "processes",
             *(("orphan",) if self._orphans() else ()),
+            *(("sleep", "sleep_level", "pinned") if slot_parts(gpu.uuid, snapshot.servers) else ()),
             *("ecc_uncorrected", "ecc_corrected", "throttle", "xid"),
             *host,
         )

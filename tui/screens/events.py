@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Static
 
 from backends.errors import GpuboxError
-from backends.snapshots import Event
+from backends.snapshots import Event, ServerState
 from tui.format import clock_time, fit, moment, plural
 from tui.keymap import key_of
 from tui.themes import STATES, Palette, palette
@@ -36,6 +36,13 @@ SIGNS: dict[str, tuple[str, str]] = {
     "orphan": ("▲", "warn"),
     "xid": ("▲", "warn"),
     "port": ("·", "dim"),
+    "asleep": STATES[ServerState.SLEEPING],
+    "awake": ("●", "good"),
+    "switched": ("⇄", "good"),
+    "switch-failed": ("✗", "bad"),
+    "sleep-failed": ("!", "warn"),
+    "evicted": ("▲", "warn"),
+    "restored": ("↩", "warn"),
 }
 """Each kind of event's sign, and the name of its colour in the palette; the kinds that are states have theirs."""
 OTHER_SIGN = ("·", "dim")

@@ -19,7 +19,7 @@ from backends.fit.estimate import Fit
 from backends.snapshots import Box, Server, Snapshot
 from profiles.schema import Profile
 from tui.format import fit_path
-from tui.launching import LaunchIntent, fit_of, memory_state
+from tui.launching import fit_of, memory_state
 from tui.screens.base import ROOMY_LINES, WIDE_CELLS
 from tui.screens.profile_editing import EditActions
 from tui.themes import palette
@@ -244,9 +244,9 @@ class ProfilesScreen(EditActions):
             self.gpubox.action_launch(row.name)
 
     def action_start(self) -> None:
-        """Start the profile under the cursor as it is."""
+        """Have the profile under the cursor serve as it is; what is in its way gives way."""
         if (row := self.row) is not None:
-            self.gpubox.begin(LaunchIntent(row.name))
+            self.gpubox.switch_to(row.name, is_profile=True)
 
     def action_scroll(self, lines: int) -> None:
         """Show what there is no room for: of the text where it stands beside, else of what will run."""

@@ -18,8 +18,8 @@ from textual.widgets import DataTable, Static
 from backends.errors import GpuboxError
 from backends.snapshots import Metrics, Server, ServerState, Snapshot
 from tui.actions import ENDING
-from tui.launching import LaunchIntent
 from tui.screens.base import DETAILS_TOOLTIP, WIDE_CELLS, GpuboxScreen
+from tui.sleeping import switch_of
 from tui.themes import Palette, palette
 from tui.widgets.live_text import LiveText, can_scroll, entitle
 from tui.widgets.profile_table import ProfileRow, ProfileTable
@@ -48,8 +48,10 @@ class ServersScreen(GpuboxScreen):
 
     CSS_PATH = "../styles/servers.tcss"
     AUTO_FOCUS = "ServerTable"
-    CHANGES = frozenset({"stop", "restart", "forget", "launch", "start"})
+    CHANGES = frozenset({"stop", "restart", "forget", "launch", "start", "switch", "sleep"})
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("s", "switch", "Switch", id="server.switch", tooltip="Have it serve; what is in its way gives way"),
+        Binding("z", "sleep", "Sleep", id="server.sleep", tooltip="Put it to sleep: its GPUs' memory comes back"),
         Binding("x", "stop(False)", "Stop", id="server.stop", tooltip=STOP_TOOLTIP),
         Binding("X", "stop(True)", "Kill", show=False, id="server.kill", tooltip="Kill it at once (asks if in use)"),
         Binding("r", "restart", "Restart", id="server.restart", tooltip=RESTART_TOOLTIP),
@@ -160,7 +162,9 @@ class ServersScreen(GpuboxScreen):
             entitle(panel, server.name)
             is_changed = self._is_changed(server)
             fix = self.key_of("server.fix")
-            about.show(server_details(server, self.gpubox.now(), width, colours, changed=is_changed, fix_key=fix))
+            on = switch_of(self.gpubox.snapshot, server.name) if self.gpubox.snapshot else None
+            now = self.gpubox.now()
+            about.show(server_details(server, now, width, colours, changed=is_changed, fix_key=fix, on=on))
         else:
             entitle(panel, "")
             about.show(Text("Tab moves between servers and profiles.", style=colours.dim))
@@ -221,7 +225,7 @@ class ServersScreen(GpuboxScreen):
             return False
         if action == "scroll_details":
             return can_scroll(self.query_one("#details"), parameters[0])
-        if action not in ("stop", "restart", "fix", "forget", "visit", "use"):
+        if action not in ("stop", "restart", "fix", "forget", "visit", "use", "switch", "sleep"):
             return True
         server = self.server
         if server is None or isinstance(self.focused, ProfileTable):
@@ -233,6 +237,10 @@ class ServersScreen(GpuboxScreen):
                 return server.is_live
             case "restart":
                 return server.state not in ENDING
+            case "switch":
+                return server.state is ServerState.SLEEPING or not server.is_live
+            case "sleep":
+                return server.can_sleep and server.state is ServerState.READY
             case "fix":
                 return server.card is not None and not server.is_live
             case "forget":
@@ -251,6 +259,8 @@ class ServersScreen(GpuboxScreen):
             special.append("attempt")
         if server.foreign is not None:
             special.append("foreign")
+        if server.can_sleep:
+            special += ["sleep", "sleep_level", *(("idle",) if server.idle else ()), "pinned", "switch"]
         row = ("state", "kv_cache_usage", "generation_tokens_per_s", "running", "waiting", "uptime", "port")
         details = ("max_model_len", "prefix_cache_hit_rate", "kv_cache_tokens", "ttft")
         return (*special, *row, *details)
@@ -261,9 +271,17 @@ class ServersScreen(GpuboxScreen):
             self.gpubox.action_launch(profile.name)
 
     def action_start(self) -> None:
-        """Start the profile under the cursor as it is."""
+        """Have the profile under the cursor serve as it is; what is in its way gives way."""
         if (profile := self._profile()) is not None:
-            self.gpubox.begin(LaunchIntent(profile.name))
+            self.gpubox.switch_to(profile.name, is_profile=True)
+
+    def action_switch(self) -> None:
+        """Have the selected server serve."""
+        self.gpubox.action_switch_to()
+
+    def action_sleep(self) -> None:
+        """Put the selected server to sleep."""
+        self.gpubox.action_sleep_server()
 
     def action_scroll_details(self, lines: int) -> None:
         """Show what the panel has no room for."""

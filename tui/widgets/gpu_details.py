@@ -11,7 +11,8 @@ from textual.containers import VerticalScroll
 from backends.snapshots import Gpu, GpuProcess, Missing, Series, Server, Snapshot
 from tui.format import NOTHING, fit, memory, percent, shown
 from tui.owners import owner_text
-from tui.themes import MEMORY_LEVELS, Palette, palette
+from tui.sleeping import slot_parts
+from tui.themes import MEMORY_LEVELS, STATES, Palette, palette
 from tui.widgets.bars import faded, history
 from tui.widgets.gpu_balance import Balance, balance_text
 from tui.widgets.gpu_health import all_well, health_lines
@@ -79,7 +80,12 @@ class GpuDetails(VerticalScroll):
             return
         colours, width = palette(self.app), max(20, self.size.width)
         servers = {server.name: server for server in snapshot.servers}
-        more = [balance_text(balance, colours) for balance in balances] + health_lines(gpu, snapshot.box.at, colours)
+        slot = slot_line(gpu.uuid, snapshot.servers, colours)
+        more = (
+            ([slot] if slot is not None else [])
+            + [balance_text(balance, colours) for balance in balances]
+            + health_lines(gpu, snapshot.box.at, colours)
+        )
         if self.size.height >= LEISURE and (well := all_well(gpu, colours)) is not None:
             more.append(well)
         facts = gpu_facts(gpu, servers, width, colours, more=more, tight=self.size.height < TIGHT)
@@ -118,6 +124,19 @@ class GpuDetails(VerticalScroll):
         if part.display and self._series is not None:
             draw = gpu_history if room >= CHART_ROWS else gpu_history_line
             part.show(draw(self._series, gpu, width, room, colours))
+
+
+def slot_line(uuid: str, servers: Sequence[Server], colours: Palette) -> Text | None:
+    """Say who is awake on a GPU and who sleeps there; None where nobody there can sleep."""
+    parts = slot_parts(uuid, servers)
+    if not parts:
+        return None
+    text = Text("slot  ", style=colours.dim)
+    for place, (server, words) in enumerate(parts):
+        colour = colours.state(server.state)
+        text.append(" · " if place else "", colours.dim).append(f"{STATES[server.state][0]} ", colour)
+        text.append(server.name, f"bold {colours.text}").append(f" {words}", colour)
+    return text
 
 
 def gpu_facts(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from backends.snapshots import Gpu, Missing, Owner, Server, Snapshot
+from backends.snapshots import Gpu, Missing, Owner, Server, ServerState, Snapshot
 from tui.format import NOTHING, fit, gib, percent, short_gpu_name, shown
 from tui.owners import SIGNS
 from tui.themes import MEMORY_LEVELS, STATES, UTILIZATION_LEVELS, Palette, palette
@@ -118,9 +118,7 @@ def memory_ratio(gpu: Gpu) -> float | Missing:
 def owner(gpu: Gpu, servers: dict[str, Server], width: int, colours: Palette) -> Text:
     """Say in `width` cells whose the GPU is: a server's, nobody's to assign, somebody else's, or free."""
     if gpu.holder is not None:
-        ours = next((servers[grant.server] for grant in gpu.grants if grant.ours and grant.server in servers), None)
-        sign, colour = (STATES[ours.state][0], colours.state(ours.state)) if ours else ("●", colours.dim)
-        return Text.assemble((f"{sign} ", colour), (fit(gpu.holder, width - 2), colours.text))
+        return _holders(gpu, servers, width, colours)
     if gpu.refusal is not None:
         return Text(fit(f"⊘ {gpu.refusal}", width), style=colours.warn)
     if isinstance(gpu.processes, Missing):
@@ -133,6 +131,24 @@ def owner(gpu: Gpu, servers: dict[str, Server], width: int, colours: Palette) ->
     if strangers:
         return Text(fit(f"▲ {', '.join(strangers)}", width), style=colours.warn)
     return Text("free", style=colours.dim)
+
+
+def _holders(gpu: Gpu, servers: dict[str, Server], width: int, colours: Palette) -> Text:
+    """Name who has the GPU, each with the sign of its state: who is awake first, then who sleeps there."""
+    text = Text()
+    asleep = {grant.server: _sleeps(servers.get(grant.server) if grant.ours else None) for grant in gpu.grants}
+    for grant in sorted(gpu.grants, key=lambda one: asleep[one.server]):
+        server = servers.get(grant.server) if grant.ours else None
+        sign, colour = (STATES[server.state][0], colours.state(server.state)) if server else ("●", colours.dim)
+        name = grant.server if grant.ours else f"{grant.server} of {grant.user}"
+        text.append("  " if text.plain else "").append(f"{sign} ", colour)
+        text.append(name, colours.dim if asleep[grant.server] else colours.text)
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
+def _sleeps(server: Server | None) -> bool:
+    return server is not None and server.state is ServerState.SLEEPING
 
 
 def _processes(gpu: Gpu) -> str:

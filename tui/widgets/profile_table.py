@@ -44,7 +44,7 @@ class ProfileTable(LiveTable):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "screen.launch", "Start …", id="profile.launch", tooltip="Choose GPUs, port, settings; start"),
-        Binding("s", "screen.start", "Start now", id="profile.start", tooltip="Start with the profile's own settings"),
+        Binding("s", "screen.start", "Switch", id="profile.start", tooltip="Have it serve; what is in its way yields"),
     ]
 
     def follow(self, profiles: Sequence[ProfileRow], width: int) -> None:

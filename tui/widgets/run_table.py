@@ -10,11 +10,10 @@ from textual.binding import Binding, BindingType
 
 from backends.records import Launch
 from backends.snapshots import ServerState
-from tui.format import NOTHING, duration, moment, plural, short_gpu_name
+from tui.format import NOTHING, coarse, duration, moment, plural, short_gpu_name
 from tui.progress import took_text
 from tui.themes import STATES, Palette, palette
 from tui.widgets.live_table import GAP, Column, LiveTable
-from tui.widgets.server_table import coarse
 
 WHEN, OUTCOME, READY, RAN, GPUS, ENGINE = 11, 10, 7, 7, 9, 12
 CAUSE_FROM = 96

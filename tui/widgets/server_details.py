@@ -6,8 +6,9 @@ from rich.text import Text
 
 from backends.snapshots import Metrics, Missing, ModelKind, Server, ServerState
 from backends.starts import Exit, took_words
-from tui.format import count, duration, fit_path, indices, moment, percent, plural, shown
+from tui.format import count, duration, fit_path, indices, memory, moment, percent, plural, shown
 from tui.progress import figures_text, stages_text, start_text, wedged_text
+from tui.sleeping import Taking, asleep_text, idle_text, steps_text
 from tui.themes import Palette
 from tui.widgets.bars import bar
 from tui.widgets.crash_card import card_lines
@@ -19,11 +20,19 @@ BAR = 16
 
 
 def server_details(
-    server: Server, now: float, width: int, colours: Palette, *, changed: bool = False, fix_key: str = "f"
+    server: Server,
+    now: float,
+    width: int,
+    colours: Palette,
+    *,
+    changed: bool = False,
+    fix_key: str = "f",
+    on: Taking = None,
 ) -> Text:
     """Build the lines about a server in `width` cells; the cause of a failure comes first, whole.
 
     `changed` says that its profile's file is another than the one it was started with; `fix_key` shows the card.
+    `on` is the switch that it takes part in.
     """
     lines: list[Text] = []
     if server.cause is not None:
@@ -33,6 +42,7 @@ def server_details(
     if changed:
         told = f"{CHANGED} profile changed since start: to take it up, stop it and start {server.profile}"
         lines.append(Text(told, style=colours.warn))
+    lines += _sleep(server, now, width, colours, on)
     if server.exit is not None:
         lines.append(_line("exit", _ended(server.exit), width, colours))
     engine = f"{server.engine} {server.engine_version or ''}".strip()
@@ -74,6 +84,24 @@ def server_details(
     if server.figures is not None and (told := figures_text(server.figures)):
         lines.append(_line("memory", told, width, colours))
     return Text("\n").join(lines)
+
+
+def _sleep(server: Server, now: float, width: int, colours: Palette, on: Taking) -> list[Text]:
+    """Tell the switch that it is in, that it sleeps or will, and what of the host it holds for that."""
+    lines = []
+    if on is not None:
+        to = "" if on[0].to == server.name else f"to {on[0].to} · "
+        lines.append(_line("switch", to + (steps_text(on[0], now) or "waits for the switch before it"), width, colours))
+    told = []
+    if server.state is ServerState.SLEEPING:
+        told.append(asleep_text(server.sleep, now))
+    elif server.idle is not None:
+        told.append(idle_text(server.idle, now))
+    if server.host_bytes:
+        told.append(f"holds {memory(server.host_bytes)} of the host's memory")
+    if told or (server.can_sleep and server.is_live):
+        lines.append(_line("sleep", " · ".join(told) or "gives way asleep", width, colours))
+    return lines
 
 
 def _start(server: Server, now: float, width: int, colours: Palette) -> list[Text]:

@@ -11,8 +11,9 @@ from textual.binding import Binding, BindingType
 
 from backends.snapshots import Metrics, Missing, Server, ServerState, Snapshot
 from backends.starts import StartProgress
-from tui.format import NOTHING, count, duration, fit, indices, percent, shown
+from tui.format import NOTHING, coarse, count, duration, fit, indices, percent, shown
 from tui.progress import left_short
+from tui.sleeping import Taking, idle_left, state_words, step_text, switch_of
 from tui.themes import MEMORY_LEVELS, STATES, Palette, palette
 from tui.widgets.bars import bar
 from tui.widgets.live_table import GAP, Column, LiveTable
@@ -49,6 +50,9 @@ class ServerLayout:
 STATE = 23
 LEAST_NAME = 12
 """A terminal with less room cuts the last columns off instead."""
+
+SAID = ("sleep", "wake", "start", "stop")
+"""Steps of a switch that the state says already."""
 
 FIXED = 5 + 4 + 5 + 6 + 6
 """GPUs, KV, tok/s, requests, uptime: what no width leaves out."""
@@ -103,10 +107,11 @@ class ServerTable(LiveTable):
         for server in snapshot.servers:
             is_changed = server.name in changed
             # What stays the same needs not be made again: a server at rest changes with the minute alone.
-            told = (server, now // (1 if _hurries(server) else 60), is_changed, sizes, colours)
+            on = switch_of(snapshot, server.name)
+            told = (server, now // (1 if _hurries(server) else 60), is_changed, sizes, colours, on)
             before = self._made.get(server.name)
             if before is None or before[0][0] is not server or before[0][1:] != told[1:]:
-                cells = server_row(server, now, sizes, colours, changed=is_changed)
+                cells = server_row(server, now, sizes, colours, changed=is_changed, on=on)
                 before = told, tuple(cells[number] for number in kept)
             drawn[server.name] = before
             rows[server.name] = before[1]
@@ -116,19 +121,20 @@ class ServerTable(LiveTable):
 
 def _hurries(server: Server) -> bool:
     """Whether its row tells a time in seconds."""
-    return server.state in (ServerState.STARTING, ServerState.BACKOFF)
+    counts_down = server.idle is not None and server.idle.since is not None
+    return counts_down or server.state in (ServerState.STARTING, ServerState.BACKOFF)
 
 
 def server_row(
-    server: Server, now: float, sizes: ServerLayout, colours: Palette, *, changed: bool
+    server: Server, now: float, sizes: ServerLayout, colours: Palette, *, changed: bool, on: Taking = None
 ) -> tuple[Text | str, ...]:
-    """Return the cells of one server, of all columns."""
+    """Return the cells of one server, of all columns; `on` is the switch that it takes part in."""
     metrics = server.metrics if isinstance(server.metrics, Metrics) else None
     kv = metrics.kv_cache_usage if metrics else None
     engine = f"{server.engine} {server.engine_version or ''}".rstrip()
     return (
         _name(server, sizes.name, colours, changed=changed),
-        state_cell(server, now, sizes.with_bar, colours),
+        state_cell(server, now, sizes.with_bar, colours, on),
         Text(server.model, style=colours.dim),
         Text(engine.replace("transformers", "tf") if len(engine) > sizes.engine else engine, style=colours.dim),
         Text(indices(server.gpu_indices) or "CPU", style=colours.text),
@@ -148,8 +154,11 @@ def _name(server: Server, width: int, colours: Palette, *, changed: bool) -> Tex
     return Text.assemble((fit(server.name, width - 2), f"bold {colours.text}"), (f" {CHANGED}", colours.warn))
 
 
-def state_cell(server: Server, now: float, with_bar: bool, colours: Palette) -> Text:
-    """Say where the server is: a start tells its stage, how far it is, and what is left, else the time in it."""
+def state_cell(server: Server, now: float, with_bar: bool, colours: Palette, on: Taking = None) -> Text:
+    """Say where the server is: a start tells its stage, how far it is, and what is left, else the time in it.
+
+    One that sleeps tells how deep and since when, one that will when; in a switch (`on`) the step that it is at.
+    """
     sign, colour = STATES[server.state][0], colours.state(server.state)
     progress = server.progress or StartProgress(now)
     if server.state is ServerState.STARTING and progress.quiet_since is not None:
@@ -162,7 +171,12 @@ def state_cell(server: Server, now: float, with_bar: bool, colours: Palette) -> 
             text.append_text(bar(known, PROGRESS_BAR, colour, colours.faint)).append(" ")
         time = left_short(progress, now) or duration(now - server.stage.since)
         return text.append(fit(describe(server), 20 - len(time)), colour).append(f" {time}", colours.dim)
-    text.append(server.state.value, colour)
+    text.append(state_words(server, now, brief=not with_bar), colour)
+    if on is not None and on[1] is not None and on[1].name not in SAID:
+        return text.append(f" · {step_text(on[1])}", colours.dim)
+    if server.idle is not None and (left := idle_left(server.idle, now)) is not None:
+        told = f" · sleeps in {left} / " if with_bar else f" · z {left}/"
+        return text.append(f"{told}{duration(server.idle.ttl_s)}", colours.dim)
     if server.foreign is not None:
         text.append(" · by hand", colours.dim)
     if not server.is_live:
@@ -176,13 +190,6 @@ def uptime(server: Server, now: float) -> str:
     """Say how long it serves, or starts."""
     began = server.ready_at or server.launched_at
     return NOTHING if began is None or not server.is_live else coarse(now - began)
-
-
-def coarse(seconds: float) -> str:
-    """Show a length of time so that it changes once a minute: '<1 min', '12 min', '3h 14m'."""
-    if seconds < 60:
-        return "<1 min"
-    return f"{int(seconds) // 60} min" if seconds < 3600 else duration(seconds)
 
 
 def _requests(metrics: Metrics | None, colours: Palette) -> Text:
