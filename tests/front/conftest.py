@@ -44,6 +44,15 @@ def free_port() -> int:
         return int(door.getsockname()[1])
 
 
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        try:
+            door.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
 class StandIn:
     """The program in the engine's place."""
 
@@ -122,7 +131,7 @@ class Front:
 
     async def begins(self, mode: FrontMode) -> None:
         """Set its first mode, as the keeper does, once it and its engine listen."""
-        await until(self.config.engine_socket.exists, "the engine listens")
+        await until(lambda: listens(self.config.engine_socket), "the engine listens")
         deadline = time.monotonic() + LONG_S
         while time.monotonic() < deadline:
             with suppress(OSError):
