@@ -9,7 +9,7 @@ from zlib import crc32
 from backends.records import CPU, Launch
 from backends.simulated_servers import FAIL_S, START, START_S, Life, figures_at, server_at
 from backends.snapshots import Event, ServerState
-from backends.starts import StageTime
+from backends.starts import StageTime, gpu_words, took_words
 
 DAY_S = 86_400.0
 OUTCOMES = {
@@ -80,12 +80,12 @@ TOLD = frozenset(
 
 def told(life: Life, state: ServerState, at: float) -> tuple[str, str]:
     """Return the kind and the words of the event that a server's change to `state` at `at` is; one of `TOLD`."""
-    where = f"GPU {', '.join(map(str, life.gpu_indices))}" if life.gpus else "the CPU"
+    where = gpu_words(life.gpu_indices if life.gpus else ())
     if state is ServerState.READY and any(nap.awake_at <= at for nap in life.naps):
         return "awake", "awake: it serves again"
     return {
         ServerState.STARTING: ("started", "started on " + where),
-        ServerState.READY: ("ready", f"ready in {START_S:.0f} s"),
+        ServerState.READY: ("ready", f"ready in {took_words(START_S)}"),
         ServerState.FAILED: ("failed", f"failed: {life.fails_with}"),
         ServerState.STOPPED: ("stopped", "stopped; its memory is back" if life.gpus else "stopped"),
         ServerState.SLEEPING: ("asleep", f"asleep at level {life.naps[-1].level if life.naps else 1}"),

@@ -10,7 +10,7 @@ import pytest
 from backends.simulation import SimulatedKeeper
 from backends.snapshots import Event
 from tui.themes import Palette
-from tui.widgets.metric_axis import COUNT, MEMORY, PERCENT, TIME, TimeAxis, Unit, scale_for
+from tui.widgets.metric_axis import COUNT, MEMORY, PERCENT, POWER, TIME, TimeAxis, Unit, scale_for
 from tui.widgets.metric_marks import mark_cell, marks_of, placed, told_at
 from tui.widgets.metric_plot import area, lines
 from tui.widgets.metric_times import times_line
@@ -25,10 +25,17 @@ PALETTE = Palette(*["#000000"] * 10)
         (0.3, 2, PERCENT, 1.0, ["100%", "0%"]),
         (0.3, 4, PERCENT, 1.0, ["100%", "50%", "0%"]),
         (3.0, 12, COUNT, None, ["3", "2", "1", "0"]),
-        (137.0, 10, COUNT, None, ["200", "150", "100", "50", "0"]),
+        (137.0, 10, COUNT, None, ["150", "100", "50", "0"]),
+        (24.0, 10, COUNT, None, ["25", "20", "15", "10", "5", "0"]),
+        (0.492, 10, TIME, None, ["500ms", "400ms", "300ms", "200ms", "100ms", "0"]),
+        (1050.0, 10, POWER, None, ["1250W", "1000W", "750W", "500W", "250W", "0"]),
+        (1050.0, 4, POWER, None, ["1200W", "600W", "0"]),
+        (1050.0, 10, POWER, 1400.0, ["1400W", "1050W", "700W", "350W", "0"]),
+        (1500.0, 10, POWER, 1400.0, ["1500W", "1000W", "500W", "0"]),
+        (71.5 * 2**30, 10, MEMORY, 140.4 * 2**30, ["140G", "105G", "70G", "35G", "0"]),
         (0.444, 2, TIME, None, ["500ms", "0"]),
         (0.0, 4, COUNT, None, ["1", "0"]),
-        (0.0, 4, MEMORY, float(140 << 30), ["200G", "100G", "0"]),
+        (0.0, 4, MEMORY, float(140 << 30), ["140G", "70G", "0"]),
     ],
 )
 def test_ticks_are_few_and_round(peak: float, rows: int, unit: Unit, top: float | None, ticks: list[str]) -> None:

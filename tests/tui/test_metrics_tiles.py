@@ -186,6 +186,19 @@ def test_the_least_and_the_most_of_a_window_are_those_of_its_readings() -> None:
     assert history.span("x", TimeAxis(NOW + 100, 4, 2)) is None
 
 
+@pytest.mark.parametrize(("width", "bounds"), [(49, False), (90, True)])
+def test_which_line_is_which_is_never_cut_and_bounds_stand_where_there_is_room(width: int, bounds: bool) -> None:
+    latency = Latency(150, 0.2168, 0.213, 0.4, 0.494, 0.001)
+    history = History()
+    history.take(Series((NOW - 1, NOW), {"ttft_p50_s": (0.0901, 0.222), "ttft_p99_s": (0.1002, 0.494)}))
+    what = drawn(tile("TTFT", replace(some_metrics(), ttft=latency)), history, TimeAxis(NOW, 300.0, 40), [], None,
+                 chosen=False)  # fmt: skip
+    detail = chart_lines(what, width, 12, Palette(*["#000000"] * 10))[1].text.strip()
+    assert detail == (
+        "mean 217 ms · ━ p50 90 ms…222 ms · ┅ p99 100 ms…494 ms" if bounds else "mean 217 ms · ━ p50 · ┅ p99"
+    )
+
+
 @pytest.mark.parametrize("height", [1, 3, 12])
 def test_why_a_chart_is_empty_is_told_once_and_whole(height: int) -> None:
     reading = tile("KV cache usage", replace(some_metrics(), kv_cache_usage=Missing("the engine tells no such figure")))

@@ -12,7 +12,7 @@ from tui.format import GIB, count
 TICKS_S = (5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1200.0, 1800.0, 3600.0)
 ROUND = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 ROUND_PARTS = (1.0, 2.0, 2.5, 5.0, 10.0)
-"""Steps of an axis with more than one: their multiples are round too."""
+"""Steps of an axis with more than two: their multiples are round too."""
 
 LABEL_CELLS = 5
 """A tick's label with its unit: '100%', '2.5k', '250ms', '150G', '700W'."""
@@ -105,23 +105,27 @@ class Scale:
 
 
 def scale_for(peak: float, rows: int, unit: Unit, top: float | None = None) -> Scale:
-    """Return a value axis up to `top`, else up to a round value at or above `peak`, with as many ticks as rows bear."""
-    parts = 4 if rows >= 9 else 2 if rows >= 4 else 1
+    """Return a value axis up to `top`, else to the least round value not below `peak`; as many ticks as rows bear."""
     least = unit.scale if unit.whole else 0.0
     wanted = max(top if top is not None else peak, least)
     if wanted <= 0:
         return Scale(unit.scale, 1, unit)
-    if top is not None and top == unit.scale:
-        return Scale(top, parts, unit)
+    choices = (4, 5, 3) if rows >= 9 else (2,) if rows >= 4 else (1,)
+    if top is not None and peak <= top:
+        return Scale(top, choices[0], unit)
     if unit.whole:
-        parts = max(1, min(parts, math.ceil(wanted / unit.scale)))
+        choices = tuple(max(1, min(parts, math.ceil(wanted / unit.scale))) for parts in choices)
+    return min((_scale(max(wanted, peak), parts, unit) for parts in choices), key=lambda scale: scale.top)
+
+
+def _scale(wanted: float, parts: int, unit: Unit) -> Scale:
     return Scale(_round_up(wanted / parts / unit.scale, unit, parts) * parts * unit.scale, parts, unit)
 
 
 def _round_up(value: float, unit: Unit, parts: int) -> float:
     """Return the next round number that is not below `value`."""
     magnitude = 10.0 ** math.floor(math.log10(value))
-    for step in ROUND if parts == 1 else ROUND_PARTS:
+    for step in ROUND if parts <= 2 else ROUND_PARTS:
         number = step * magnitude
         if number >= value * (1 - 1e-9) and not (unit.whole and number % 1):
             return number
@@ -145,8 +149,10 @@ def _time(value: float, top: float) -> str:
     return f"{value * 1000:.3g}ms"
 
 
-def _gib(value: float, _top: float) -> str:
-    return f"{value / GIB:.3g}G" if value else "0"
+def _gib(value: float, top: float) -> str:
+    # A GPU's memory is no round number, and need not look like none.
+    form = ".0f" if top >= 100 * GIB else ".3g"
+    return f"{value / GIB:{form}}G" if value else "0"
 
 
 def _watts(value: float, top: float) -> str:

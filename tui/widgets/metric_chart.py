@@ -231,11 +231,14 @@ def _bounds(what: Drawn) -> tuple[str, ...]:
 
 
 def _details(what: Drawn, width: int, colours: Palette) -> Strip:
-    """Draw what belongs to the title, and of several lines which is which, with its bounds."""
+    """Draw what belongs to the title, and of several lines which is which, with its bounds where there is room."""
     is_told_below = not _has_values(what) and what.reading.figures[0].value == NOTHING
-    parts = [what.reading.detail] if what.reading.detail and not is_told_below else []
+    detail = [what.reading.detail] if what.reading.detail and not is_told_below else []
+    short, long = list(detail), list(detail)
     if len(what.reading.figures) > 1:
         for figure, span, sign in zip(what.reading.figures, what.spans, ("━", "┅"), strict=False):
             bounds = f" {figure.chart.show(span[0])}…{figure.chart.show(span[1])}" if span else ""
-            parts.append(f"{sign} {figure.label}{bounds}")
-    return Strip([Segment(fit("  " + " · ".join(parts), width), style(colours.dim))]).adjust_cell_length(width)
+            short.append(f"{sign} {figure.label}")
+            long.append(f"{sign} {figure.label}{bounds}")
+    told = next((text for text in map(" · ".join, (long, short)) if 2 + len(text) <= width), " · ".join(short))
+    return Strip([Segment(fit(f"  {told}", width), style(colours.dim))]).adjust_cell_length(width)
