@@ -144,7 +144,7 @@ async def _serve(door: socket.socket, ready_fd: int | None) -> None:
     last_use = time.monotonic()
 
     def needed() -> bool:
-        return hub.listeners > 0 or servers.any_live()
+        return hub.listeners > 0 or servers.any_live() or bool(switching.running())
 
     def end() -> None:
         server.end()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backends.engines.http import EngineHttp
-from backends.engines.sleeping import first_token
+from backends.engines.sleeping import EngineRefusedError, first_token
 from backends.errors import ConflictError, GpuboxError, SleepFailedError, StartFailedError, WakeFailedError
 from backends.keeper import journal as journals
 from backends.keeper.journal import Journal
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOVING = (ServerState.FALLING_ASLEEP, ServerState.WAKING)
+ROOM_WITHIN_S = 5.0
+ROOM_LOOK_S = 0.1
 LEVELS: dict[Yield, Level] = {Yield.SLEEP_1: 1, Yield.SLEEP_2: 2}
 
 
@@ -65,7 +67,10 @@ class Changeover:
                 await self._take()
                 return self._over("done", None, took_s=time.monotonic() - self._clock)
             except (GpuboxError, OSError) as problem:
-                await self._keep(phase="restoring", error=self._why(problem))
+                try:
+                    await self._keep(phase="restoring", error=self._why(problem))
+                except OSError as full:  # who served before comes first
+                    log.warning("the journal of switch %s cannot be written: %s", self.switch.id, full)
         return await self._restore()
 
     async def _expect(self, *, soon: bool) -> None:
@@ -122,7 +127,7 @@ class Changeover:
                 break
             if supervisor is not None and state is ServerState.SLEEPING and not woken:
                 woken = True
-                await supervisor.wake(on_step=self._stepper(name))
+                await self._wake(supervisor)
             elif supervisor is not None and supervisor.server.is_live and state is not ServerState.SLEEPING:
                 await self._await_serving(supervisor)
             elif self._journal.way is Way.START and not started and not self._was_started(supervisor):
@@ -132,8 +137,27 @@ class Changeover:
                     await self._until(self._books.supervisors()[name], _settled)
             else:
                 raise _not_serving(name, supervisor)
-        async with self._step("first-token", name):
-            await self._first_token(supervisor)
+        if supervisor.server.engine == "vllm":  # others make a token before they call themselves ready
+            async with self._step("first-token", name):
+                await _first_token(supervisor)
+
+    async def _wake(self, supervisor: Supervisor) -> None:
+        """Wake the server; where there is no room for it yet, wait for that within reason.
+
+        What sleeps may tell late that it has given its memory back, to a keeper that has just begun above all.
+        """
+        deadline = time.monotonic() + ROOM_WITHIN_S
+        while True:
+            try:
+                await supervisor.wake(on_step=self._stepper(self._journal.to))
+            except WakeFailedError:
+                self._check_wanted()
+                if supervisor.server.state is not ServerState.SLEEPING or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            async with self._step("memory", self._journal.to):
+                await asyncio.sleep(ROOM_LOOK_S)
 
     async def _await_serving(self, supervisor: Supervisor) -> None:
         """Wait for a server that is on its way; its start is a step of the switch."""
@@ -156,12 +180,6 @@ class Changeover:
             return False
         return supervisor.record.launched_at >= self._journal.began_at
 
-    async def _first_token(self, supervisor: Supervisor) -> None:
-        server, record = supervisor.server, supervisor.record
-        async with EngineHttp(server.address, supervisor.api_key(), uds=record.uds) as http:
-            if server.engine == "vllm":
-                await first_token(http, server.served_name, server.kind)
-
     async def _restore(self) -> Switch:
         """Have those serve again who did, where they have not been stopped by a person."""
         name = self._journal.to
@@ -173,7 +191,8 @@ class Changeover:
             except (GpuboxError, OSError) as problem:
                 log.warning("switch to %s: what served before does not again: %s", name, problem)
         supervisors = self._books.supervisors()
-        lost = [one for one in wanted if supervisors[one].server.state is not ServerState.READY]
+        serving = {one for one, found in supervisors.items() if found.server.state is ServerState.READY}
+        lost = [one for one in wanted if one not in serving]
         error = self._journal.error or "the switch failed"
         if lost:
             error = f"{error}; {', '.join(lost)} could not be restored"
@@ -225,8 +244,11 @@ class Changeover:
     @contextlib.asynccontextmanager
     async def _step(self, name: str, server: str, note: str = "") -> AsyncIterator[None]:
         """Tell of a step, and in the end how long it took; one that fails has its error as its note."""
-        place, begun = len(self.switch.steps), time.monotonic()
-        self._tell((*self.switch.steps, SwitchStep(name, server, time.time(), note=note)))
+        steps, begun = list(self.switch.steps), time.monotonic()
+        if steps and (steps[-1].name, steps[-1].server) == (name, server):  # it goes on
+            begun -= steps.pop().took_s or 0.0
+        place = len(steps)
+        self._tell((*steps, SwitchStep(name, server, time.time() - (time.monotonic() - begun), note=note)))
         try:
             yield
         except (GpuboxError, OSError) as problem:
@@ -243,6 +265,17 @@ class Changeover:
 
     async def _until(self, supervisor: Supervisor, reached: Callable[[ServerState], bool]) -> None:
         await until(self._hub, supervisor, reached)
+
+
+async def _first_token(supervisor: Supervisor) -> None:
+    """Have a server make a token; a model that makes none (one that ranks, say) has answered by saying so."""
+    server = supervisor.server
+    async with EngineHttp(server.address, supervisor.api_key(), uds=supervisor.record.uds) as http:
+        try:
+            await first_token(http, server.served_name, server.kind)
+        except EngineRefusedError as refused:
+            if refused.status >= 500:
+                raise
 
 
 async def until(hub: Hub, supervisor: Supervisor, reached: Callable[[ServerState], bool]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,14 @@ from tests.gpu.conftest import nvml_library  # noqa: F401
 from tests.keeper.switch_box import SwitchBox, switch_box_in
 
 READY, SLEEPING = ServerState.READY, ServerState.SLEEPING
-SLOW = {"first_sleep": 0.4, "sleep": 0.4, "wake": 0.4, "reload": 0.4, "memory_lag": 0.4, "token_s": 0.2}
+SLOW: dict[str, Any] = {
+    "first_sleep": 0.3,
+    "sleep": 0.3,
+    "wake": 0.3,
+    "reload": 0.3,
+    "memory_lag": 0.3,
+    "token_s": 0.2,
+}
 
 
 @pytest.fixture(scope="module")
