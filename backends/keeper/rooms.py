@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from backends.errors import GpuBusyError
@@ -69,36 +69,47 @@ def claim(
     with ledger.changing():
         granted = ledger.grants()
         for uuid, needed in needs.items():
-            others = {f"{one.user}/{one.server}": one for one in granted.get(uuid, ()) if not _is_own(one, record)}
-            if uuid in promised:
-                others.setdefault(f"{promised[uuid].user}/{promised[uuid].server}", promised[uuid])
-            now = memory.get(uuid, Missing("not read"))
-            if not isinstance(now, Missing):
-                own = next((one.memory_bytes for one in granted.get(uuid, ()) if _is_own(one, record)), None)
-                _check(f"GPU {_index(record, uuid)}", needed, now, own if must_be_free else needed, others.values())
+            now = memory.get(uuid)
+            if now is None or isinstance(now, Missing):
+                continue
+            others = [one for one in granted.get(uuid, ()) if not _is_own(one, record)]
+            if uuid in promised and not any(one.ours and one.server == promised[uuid].server for one in others):
+                others.append(promised[uuid])
+            gpu = f"GPU {_index(record, uuid)}"
+            _check_granted(gpu, needed, now, others)
+            if must_be_free and needed is not None:
+                own = next((one.memory_bytes or 0 for one in granted.get(uuid, ()) if _is_own(one, record)), 0)
+                # What it gave back it takes again, also where that was more than its share.
+                gave_back = record.awake_bytes.get(uuid, 0) - record.asleep_bytes.get(uuid, 0)
+                _check_free(gpu, max(needed - own, gave_back), now)
         try:
             ledger.resize(record.name, needs)
         except KeyError as missing:
             raise GpuBusyError(f"GPU {_index(record, missing.args[0])} is not granted to it any more") from None
 
 
-def _check(gpu: str, needed: int | None, now: MemoryNow, own: int | None, others: Iterable[Grant]) -> None:
-    others = tuple(others)
+def _check_granted(gpu: str, needed: int | None, now: MemoryNow, others: Sequence[Grant]) -> None:
     usable = now.used_bytes + now.free_bytes
-    held = sum(usable if one.memory_bytes is None else one.memory_bytes for one in others)
-    wanted = usable - held if needed is None and held < usable else needed or usable
-    if held + wanted > usable:
-        biggest = max(others, key=lambda one: usable if one.memory_bytes is None else one.memory_bytes)
-        who = biggest.server if biggest.ours else f"{biggest.server} of {biggest.user}"
+
+    def size(grant: Grant) -> int:
+        return usable if grant.memory_bytes is None else grant.memory_bytes
+
+    left = max(0, usable - sum(map(size, others)))
+    # One whose need is not known, even from an earlier sleep, takes what is left.
+    if left and (needed is None or needed <= left):
+        return
+    of_whom = ", ".join(one.server if one.ours else f"{one.server} of {one.user}" for one in others)
+    wanted = f", {needed / GIB:.1f} are needed" if needed is not None else ""
+    beside = f" beside what {of_whom} {'has' if len(others) == 1 else 'have'}" if others else ""
+    raise GpuBusyError(
+        f"{gpu} has {left / GIB:.1f} of {usable / GIB:.1f} GiB{beside}{wanted}", "let it have them: gpubox switch"
+    )
+
+
+def _check_free(gpu: str, needed: int, now: MemoryNow) -> None:
+    if now.free_bytes < needed:
         raise GpuBusyError(
-            f"{gpu} has {max(0, usable - held) / GIB:.1f} of {usable / GIB:.1f} GiB that are not granted to others"
-            f" ({who}), {wanted / GIB:.1f} are needed",
-            "let it have them: gpubox switch",
-        )
-    missing = wanted - (own or 0)
-    if needed is not None and now.free_bytes < missing:
-        raise GpuBusyError(
-            f"{gpu} has {now.free_bytes / GIB:.1f} GiB free, {missing / GIB:.1f} are needed",
+            f"{gpu} has {now.free_bytes / GIB:.1f} GiB free, {needed / GIB:.1f} are needed",
             "see who holds it: gpubox status",
         )
 

@@ -229,7 +229,8 @@ class Supervisor:
             async with EngineHttp(self.server.address, subject.api_key(), uds=record.uds) as http:
                 if self.server.state is ServerState.QUEUED:
                     await self._turn.await_gate()
-                if self.server.state is ServerState.STARTING:
+                adopted = self.server.state is not ServerState.STARTING
+                if not adopted:
                     if record.gated:
                         self._turn.take_up()
                     await follow_start(subject, http)
@@ -239,6 +240,8 @@ class Supervisor:
                 also(watch_vitals(subject))
                 if subject.front is not None:
                     await self._sleeper.settle()
+                    if adopted and record.spare and not record.asleep_bytes:
+                        also(self._begin())
                     also(subject.front.call_when_wanted())
                 await follow_ready(subject, http, self._scraped, self._sleeper)
         except StartTimeoutError as timeout:
@@ -363,6 +366,7 @@ class Supervisor:
             uds=uds,
             asked_level=None,
             changing=None,
+            asleep_bytes={},
             host_bytes=0,
             log_path=str(new_log_path(paths.private(paths.log_dir()), self.record.name, now)),
             launched_at=now,

@@ -263,6 +263,16 @@ def test_another_keeper_goes_by_what_the_engine_says(box: Box) -> None:
     assert not kept(box)
 
 
+def test_a_wake_that_a_keeper_has_left_half_done_is_carried_on(box: Box) -> None:
+    server = ready(box, sleeper(reload=1.0))
+    asleep(box, level=2)
+    box.client.switch(SwitchRequest("fake"))
+    box.until(lambda one: one.stage is not None and one.stage.name == "weights")
+    assert next_keeper(box).state in (ServerState.WAKING, ServerState.READY)
+    box.until(ServerState.READY)
+    assert ask(server)[1]["choices"][0]["message"]["content"] == "You asked: hi"
+
+
 def next_keeper(box: Box) -> Server:
     keeper = box.client.snapshot().keeper
     assert keeper is not None

@@ -76,7 +76,7 @@ def test_what_was_reserved_as_a_whole_is_what_it_was_seen_to_take(ledger: Ledger
 def test_nothing_is_granted_twice(ledger: Ledger, granted: int | None) -> None:
     record = sleeping(ledger)
     other(ledger, granted)
-    with pytest.raises(GpuBusyError, match=r"GPU 0 has .* not granted to others \(other\), 100\.0 are needed"):
+    with pytest.raises(GpuBusyError, match=r"GPU 0 has .* of 140\.0 GiB beside what other has, 100\.0 are needed"):
         claim(ledger, record, {GPU: ALL}, {})
     assert own(ledger) == 2 * GIB
 
@@ -95,6 +95,12 @@ def test_what_is_granted_must_be_free_unless_it_is_waited_for(ledger: Ledger) ->
     assert own(ledger) == 2 * GIB
     claim(ledger, record, taken, {}, must_be_free=False)
     assert own(ledger) == 100 * GIB
+
+
+def test_what_it_gave_back_must_be_free_even_if_it_was_more_than_its_share(ledger: Ledger) -> None:
+    record = sleeping(ledger, awake_bytes={GPU: 103 * GIB}, asleep_bytes={GPU: 2 * GIB})
+    with pytest.raises(GpuBusyError, match=r"GPU 0 has 100\.0 GiB free, 101\.0 are needed"):
+        claim(ledger, record, {GPU: MemoryNow(40 * GIB, 100 * GIB)}, {})
 
 
 def test_a_grant_that_is_gone_is_told(ledger: Ledger) -> None:
