@@ -15,6 +15,7 @@ from backends.keeper.allocation import choose_gpus, fixed_need, reserved
 from backends.keeper.levels import Choice, Dozer, HostRoom, Sleeper, choose
 from backends.keeper.measure import model_folder, weights_bytes
 from backends.keeper.planning import CPU, Ceding, Place, Tenant, best_group, cede, place_of
+from backends.keeper.rooms import LEFT_ASLEEP_BYTES
 from backends.settings import read_settings
 from backends.snapshots import Box, Grant, Missing, ServerState, StartRequest, SwitchRequest
 from backends.switches import GivingWay, Level, Way, Yield
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from backends.records import Records
     from backends.snapshots import Gpu, Server
     from profiles.schema import Profile
-
-LEFT_ASLEEP_BYTES = 2 << 30
-"""What an engine keeps of a GPU while it sleeps: 1.8 GB, measured on vLLM 0.26."""
 
 STALE_BYTES = 256 << 20
 """Who takes or gives back so much of a GPU is looked for anew."""
@@ -236,7 +234,7 @@ class Standing:
             has = _granted(box.gpus, name) if server.gpus else {CPU: None}
             keeps = None
             if server.can_sleep and server.state is ServerState.READY:
-                keeps = dict.fromkeys(has, LEFT_ASLEEP_BYTES)
+                keeps = dict.fromkeys(has, LEFT_ASLEEP_BYTES) | supervisor.record.asleep_bytes
             sleeps = server.state in ASLEEP
             tenants.append(Tenant(name, has, supervisor.last_used_at, keeps, sleeps, busy.get(name, "")))
         return tenants

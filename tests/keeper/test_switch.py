@@ -228,3 +228,11 @@ def test_a_warm_spare_starts_once_there_is_room_and_is_switched_to(box: SwitchBo
     assert (done.outcome, done.error) == ("done", None)
     assert box.states("a", "b", "c") == [SLEEPING, SLEEPING, READY]
     assert box.ask("c") == "You asked: hello"
+
+
+def test_who_is_idle_sleeps_with_nobody_looking_and_the_next_request_wakes_it(box: SwitchBox) -> None:
+    box.start_one(box.sleepy("a", more={"ttl": 0.01, "wake_on_request": True}))
+    box.until(SLEEPING, "a")
+    assert box.ask("a") == "You asked: hello"
+    told = [event.kind for event in box.client.history() if event.server == "a"]
+    assert told.index("asleep") < told.index("switched")
