@@ -14,6 +14,10 @@ SMALLEST_BYTES = 64 << 20
 PartName = Literal["weights", "KV cache", "overhead", "others", "free"]
 
 
+SIGNS: dict[PartName, str] = {"weights": "█", "KV cache": "▓", "overhead": "▒", "others": "╱", "free": "·"}
+"""What a bar is drawn with, so that its parts differ without colours too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of a bar: bytes on each GPU, and how many of the bar's cells they get."""

@@ -60,6 +60,25 @@ async def test_parts_and_verdict_are_shown_and_follow_the_settings(models: Store
         assert "$ vllm serve" in shown(pilot)
 
 
+async def test_the_parts_differ_without_colours_too_and_the_verdict_stands_above_them(models: Store) -> None:
+    app = GpuboxApp(FakeLink(), store=models, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_sheet(pilot)
+        await until(pilot, lambda: "✓ fits: 792," in shown(pilot), "the verdict")
+        lines = shown(pilot).splitlines()
+        verdict = next(number for number, line in enumerate(lines) if "✓ fits" in line)
+        bar, legend = (line.strip("│ ") for line in lines[verdict + 1 : verdict + 3])
+        assert list(dict.fromkeys(bar)) == ["█", "▓", "▒", "·"]
+        assert all(part in legend for part in ("█ weights", "▓ KV cache", "▒ overhead", "· free")), legend
+
+
+async def test_a_profiles_verdict_is_seen_on_a_small_terminal(models: Store) -> None:
+    app = GpuboxApp(FakeLink(), store=models, clock=lambda: NOW)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("7")
+        await until(pilot, lambda: "✓ fits: 792," in shown(pilot), "the verdict")
+
+
 async def test_a_ticked_gpu_counts_with_what_is_free_on_it(models: Store) -> None:
     link = FakeLink()
     box = link.state.box

@@ -87,12 +87,13 @@ async def test_a_wall_shows_log_and_figures_of_the_selected_server(tmp_path: Pat
     app = GpuboxApp(link, clock=lambda: NOW)
     async with app.run_test(size=(160, 40)) as pilot:
         await opened(pilot)
-        await until(pilot, lambda: "12:34:56 hello from the engine" in shown(pilot), "the log")
+        await until(pilot, lambda: "12:34:56.789 hello from the engine" in shown(pilot), "the log")
         assert "tok/s out" in shown(pilot)
         assert ("server_series", first.name) in link.asked
         with path.open("a") as file:
-            file.write("2026-11-21T12:35:00.000+00:00 one more line\n")
-        await until(pilot, lambda: "12:35:00 one more line" in shown(pilot), "the new line")
+            own = "(APIServer pid=7) INFO 11-21 12:35:00 [api_utils.py:345] "
+            file.write(f"2026-11-21T12:35:00.000+00:00 {own}one more line\n")
+        await until(pilot, lambda: "12:35:00.000 APIServer one more line" in shown(pilot), "the new line")
         await pilot.press("down")
         await until(pilot, lambda: "no figures: the server is not ready" in shown(pilot), "another server")
         assert "hello from the engine" not in shown(pilot)

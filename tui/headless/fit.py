@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from backends.fit.bars import parts_of
+from backends.fit.bars import SIGNS, parts_of
 from backends.fit.choices import Choices, choices_of
 from backends.fit.estimate import Fit, Verdict
 from backends.fit.words import gib
@@ -62,9 +62,8 @@ def _bar(fit: Fit) -> list[str]:
     parts = parts_of(fit, BAR_CELLS)
     if not parts:
         return []
-    glyphs = {"weights": "█", "KV cache": "▓", "overhead": "▒", "others": "╱", "free": "·"}
-    drawn = "".join(glyphs[part.name] * part.cells for part in parts)
-    legend = "   ".join(f"{glyphs[part.name]} {part.name} {gib(part.amount_bytes)}" for part in parts)
+    drawn = "".join(SIGNS[part.name] * part.cells for part in parts)
+    legend = "   ".join(f"{SIGNS[part.name]} {part.name} {gib(part.amount_bytes)}" for part in parts)
     return [f"  ▕{drawn}▏", f"  {legend}", ""]
 
 

@@ -1,11 +1,11 @@
-"""A GPU's memory as a server would divide it: weights, KV cache, overhead, others, free; and the verdict beneath."""
+"""The verdict on a start, and a GPU's memory as it would divide it: weights, KV cache, overhead, others, free."""
 
 from __future__ import annotations
 
 from rich.text import Text
 from textual.widgets import Static
 
-from backends.fit.bars import PartName, parts_of
+from backends.fit.bars import SIGNS, PartName, parts_of
 from backends.fit.estimate import Fit, Verdict
 from tui.format import gib
 from tui.themes import Palette
@@ -14,7 +14,7 @@ MARKS = {Verdict.FITS: "✓", Verdict.TIGHT: "▲", Verdict.NO: "✗", Verdict.U
 
 
 class FitBar(Static):
-    """The bar, what its parts are, the verdict, and the smallest change that makes it fit; the last two whole."""
+    """The verdict and the smallest change that makes it fit, both whole; the bar, and what its parts are."""
 
     DEFAULT_CSS = """
     FitBar {
@@ -30,25 +30,22 @@ class FitBar(Static):
 
 
 def drawn(fit: Fit, width: int, colours: Palette) -> Text:
-    """Draw an estimate: the bar and its legend are `width` cells at most, the verdict wraps."""
-    lines = []
-    parts = parts_of(fit, width)
-    if parts:
+    """Draw an estimate: the verdict, which wraps, then the bar and its legend of `width` cells at most."""
+    style = {Verdict.FITS: colours.good, Verdict.TIGHT: colours.warn, Verdict.NO: colours.bad}.get(
+        fit.verdict, colours.dim
+    )
+    lines = [Text(f"{MARKS[fit.verdict]} {fit.verdict}: {fit.why}", style=style)]
+    if fit.changes:
+        lines.append(Text(f"→ {setting(fit)}{fit.changes[0].text}", style=colours.text))
+    if parts := parts_of(fit, width):
         bar, legend = Text(), Text()
         for part in parts:
-            style, line = part_colour(part.name, colours), "─" if part.name == "free" else "━"
-            bar.append(line * part.cells, style)
-            legend.append(line, style)
+            bar.append(SIGNS[part.name] * part.cells, part_colour(part.name, colours))
+            legend.append(f"{SIGNS[part.name]} ", part_colour(part.name, colours))
             legend.append(f"{part.name} {gib(part.amount_bytes)}  ", colours.dim)
         legend.append("GiB" + ("" if fit.gpu_count < 2 else " on each GPU"), colours.dim)
         legend.truncate(width, overflow="ellipsis")
         lines += [bar, legend]
-    style = {Verdict.FITS: colours.good, Verdict.TIGHT: colours.warn, Verdict.NO: colours.bad}.get(
-        fit.verdict, colours.dim
-    )
-    lines.append(Text(f"{MARKS[fit.verdict]} {fit.verdict}: {fit.why}", style=style))
-    if fit.changes:
-        lines.append(Text(f"→ {setting(fit)}{fit.changes[0].text}", style=colours.text))
     return Text("\n").join(lines)
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from rich.style import Style
 from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
-from backends.processes.logs import split_stamp, tail
-from tui.format import fit
+from backends.processes.logs import tail
 from tui.themes import Palette, palette
 from tui.widgets.live_text import LiveText
+from tui.widgets.log_view_lines import LineStyles, laid_out
 
 LOOK_S = 1.0
-ALARMS = (" ERROR ", " CRITICAL ", "Traceback ", "Error: ")
 
 
 class ServerLogTail(Vertical):
@@ -82,7 +82,9 @@ def _newest(
 
 
 def _line(line: str, width: int, colours: Palette) -> Text:
-    stamp, text = split_stamp(line)
-    colour = colours.bad if any(alarm in text for alarm in ALARMS) else colours.text
-    time = f"{stamp:%H:%M:%S} " if stamp else ""
-    return Text.assemble((time, colours.dim), (fit(text, max(1, width - len(time))), colour))
+    plain, dim = Style(color=colours.text), Style(color=colours.dim)
+    bad, warn = Style(color=colours.bad), Style(color=colours.warn)
+    styles = LineStyles(plain, dim, bad, warn, dim, plain, plain)
+    text = laid_out(line, styles, whole=False)
+    text.truncate(width, overflow="ellipsis")
+    return text
