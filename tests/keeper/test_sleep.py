@@ -306,24 +306,31 @@ def answers(server: Server) -> int:
         return 0
 
 
-def test_a_port_that_somebody_else_has_is_found_out(box: Box) -> None:
+@pytest.mark.parametrize("any_port", [False, True])
+def test_a_port_that_somebody_else_has_is_found_out(box: Box, any_port: bool) -> None:
     hold = box.home / "port.go"
     hold.unlink(missing_ok=True)
-    profile = sleeper(hold=str(hold))
-    begin(box, profile)
+    stub = os.environ["GPUBOX_NVML_STUB"]
+    wishes = {"port": 0} if any_port else {}
+    port = box.start(sleeper(hold=str(hold)), {"GPUBOX_NVML_STUB": stub}, gpus=("0",), **wishes).port
     box.until(lambda one: one.state is ServerState.STARTING)
     assert sees(lambda: front(box).engine is not None)
+    os.kill(front(box).shim.pid, signal.SIGKILL)
     taker = None
     deadline = time.monotonic() + PATIENCE_S
-    os.kill(front(box).shim.pid, signal.SIGKILL)
     while taker is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            taker = socket.create_server(("127.0.0.1", profile["port"]))
+            taker = socket.create_server(("127.0.0.1", port))
     assert taker is not None
     with taker:
-        failed = box.until(lambda one: not one.is_live)
-    assert failed.state is ServerState.FAILED
-    assert "in use" in (failed.cause or "")
+        if any_port:
+            hold.touch()
+            server = box.until(lambda one: one.state is ServerState.READY and one.port != port)
+            assert ask(server)[0] == 200
+        else:
+            failed = box.until(lambda one: not one.is_live)
+            assert failed.state is ServerState.FAILED
+            assert "in use" in (failed.cause or "")
 
 
 def test_idle_for_its_ttl_it_sleeps_with_nobody_looking_and_a_request_wakes_it(box: Box) -> None:
