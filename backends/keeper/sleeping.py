@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from backends.engines.http import EngineHttp
 from backends.engines.sleeping import fall_asleep, sleep_level, take_step, wake_steps
 from backends.errors import GpuboxError, SleepFailedError, WakeFailedError
+from backends.keeper.pinning import host_use, pinned_between
 from backends.keeper.rooms import GIB, LEFT_ASLEEP_BYTES, claim, resize
 from backends.processes.facts import signal as send_signal
 from backends.snapshots import Missing, ServerState
@@ -196,8 +197,9 @@ class Sleeper:
         async with self._http() as http:
             async with self._step(on_step, "drain"):
                 await self._drain(drain_s)
-            before, host_before = await asyncio.gather(box.memory_now(uuids), box.host_available_bytes())
-            held = box.held_by(subject.name)
+            before, held = await box.memory_now(uuids), box.held_by(subject.name)
+            # What it has pinned once it keeps: later sleeps take no more.
+            unpinned = await host_use(subject) if level == 1 and not subject.record.host_bytes else None
             try:
                 async with self._step(on_step, "sleep"):
                     await fall_asleep(http, level)
@@ -205,10 +207,8 @@ class Sleeper:
                 await self._stay_awake(http, level, problem)
         async with self._step(on_step, "memory"):
             left = await self._memory_gone(before, held)
-        host_after = await box.host_available_bytes()
-        if level == 1 and not isinstance(host_before, Missing) and not isinstance(host_after, Missing):
-            pinned = max(subject.record.host_bytes, host_before - host_after)
-            subject.keep(durable=False, host_bytes=pinned)
+        if unpinned is not None:
+            subject.keep(durable=False, host_bytes=pinned_between(unpinned, await host_use(subject)))
         await self._lie_down(level, left, keeps_room=keeps_room)
         took_s = time.monotonic() - begun
         subject.tell("asleep", f"asleep at level {level} after {took_s:.2f} s{_pinned(subject.record.host_bytes)}")

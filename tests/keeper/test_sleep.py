@@ -146,13 +146,14 @@ def test_it_sleeps_and_wakes_and_its_memory_with_it(box: Box) -> None:
     sleeping = asleep(box)
     assert sleeping.sleep is not None
     assert (sleeping.sleep.level, sleeping.stage) == (1, None)
+    assert 64 << 20 <= sleeping.host_bytes < 96 << 20
     assert kept(box)
     assert sees(lambda: box.client.snapshot().box.gpus[0].memory_used_bytes < 3 * GIB)  # type: ignore[operator]
     status, said = ask(server)
     assert status == 503
     assert said["error"]["type"] == "server_asleep"
     awake = wake(box)
-    assert (awake.sleep, awake.stage, awake.pid) == (None, None, server.pid)
+    assert (awake.sleep, awake.stage, awake.pid, awake.host_bytes) == (None, None, server.pid, sleeping.host_bytes)
     assert granted(box)["fake"] == whole
     assert ask(server)[0] == 200
     asleep(box, level=2)
