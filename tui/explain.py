@@ -195,7 +195,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "uptime": Explanation(
         "Uptime",
-        "How long the server has been in this state; for a ready one, since it first answered.",
+        "How long the server has served, since it first answered; a start's time stands beside its stage.",
         "Sleep, a lost engine or a restart begin it anew.",
     ),
     "profile_changed": Explanation(

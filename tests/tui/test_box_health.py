@@ -160,6 +160,8 @@ def test_what_is_worse_comes_first_and_each_sign_once() -> None:
     assert [fault.is_bad for fault in faults(gpu, NOW)] == [True, False, False]
     assert health_words(gpu, NOW, PLAIN).plain == "✗ ECC 3  ✗ XID 13  ▼ power cap"
     assert health_signs(gpu, NOW, PLAIN).plain == "✗▼"
+    mute = gpu_with(ecc=Missing("no"), throttling=Missing("no"), xids=Missing("no"))
+    assert [health_words(one, NOW, PLAIN).plain for one in (gpu_with(), mute)] == ["✓", "–"]
     assert "XID 13, 2 min ago, 7 times: graphics engine exception" in "\n".join(
         line.plain for line in health_lines(gpu, NOW, PLAIN)
     )

@@ -14,14 +14,14 @@ from tests.tui.conftest import PROFILES
 from tests.tui.link import NOW, FakeLink, shown, simulated, until
 from tui.app import GpuboxApp
 from tui.explain import EXPLANATIONS
-from tui.format import coarse
+from tui.format import NOTHING, coarse
 from tui.screens.base import GpuboxScreen
 from tui.screens.servers import ServersScreen
 from tui.themes import Palette
 from tui.widgets.live_table import GAP
 from tui.widgets.server_log import ServerLogTail
 from tui.widgets.server_strip import ServerStrip, strip_text
-from tui.widgets.server_table import FIXED, layout
+from tui.widgets.server_table import FIXED, layout, uptime
 
 PLAIN = Palette(*["#000000"] * 10)
 
@@ -182,6 +182,11 @@ async def test_what_cannot_be_compared_is_not_called_changed(store: Store, profi
         assert "≠" not in shown(pilot)
 
 
+def state_of(app: GpuboxApp, name: str) -> ServerState | None:
+    server = app.named(name)
+    return server.state if server is not None else None
+
+
 async def test_each_state_of_a_server_has_its_explanations() -> None:
     link = FakeLink()
     app = GpuboxApp(link, clock=lambda: NOW)
@@ -192,7 +197,7 @@ async def test_each_state_of_a_server_has_its_explanations() -> None:
         first = link.state.servers[0]
         for state in ServerState:
             link.say(ServerUpdate(replace(first, state=state)))
-            await until(pilot, lambda wanted=state: app.servers[0].state is wanted, state.value)  # type: ignore[misc]
+            await until(pilot, lambda wanted=state: state_of(app, first.name) is wanted, state.value)  # type: ignore[misc]
             assert not set(screen.explained()) - EXPLANATIONS.keys()
         link.say(ServerUpdate(replace(first, state=ServerState.STARTING)))
         await until(pilot, lambda: screen.explained()[:2] == ("stage", "eta"), "a start's figures")
@@ -201,6 +206,17 @@ async def test_each_state_of_a_server_has_its_explanations() -> None:
 def test_figures_that_an_engine_does_not_tell_are_no_zeros() -> None:
     server = simulated().servers[2]
     assert strip_text(server, None, 100, 5, PLAIN).plain == "no figures: the server is not ready"
+
+
+def test_a_start_has_no_time_up_which_begins_when_it_is_ready() -> None:
+    started = replace(simulated().servers[0], launched_at=NOW - 90, ready_at=None, state=ServerState.STARTING)
+    assert uptime(started, NOW) == NOTHING
+    assert uptime(replace(started, state=ServerState.READY, ready_at=NOW - 61), NOW) == "1 min"
+
+
+def test_short_names_leave_the_servers_heading_whole() -> None:
+    assert layout(200, [replace(simulated().servers[0], name="a")]).name >= len("Server")
+    assert layout(200, []).name >= len("Server")
 
 
 @pytest.mark.parametrize(

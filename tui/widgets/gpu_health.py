@@ -8,7 +8,7 @@ from rich.text import Text
 
 from backends.gpus.xids import meaning
 from backends.snapshots import EccErrors, Gpu, Missing
-from tui.format import plural
+from tui.format import NOTHING, plural
 from tui.themes import Palette
 
 SHOWN_S = 3600.0
@@ -64,7 +64,10 @@ def health_signs(gpu: Gpu, at: float, colours: Palette) -> Text:
 
 
 def health_words(gpu: Gpu, at: float, colours: Palette) -> Text:
-    """Return what is wrong in few words: '✗ XID 94  ▼ thermal'."""
+    """Return what is wrong in few words: '✗ XID 94  ▼ thermal'; '✓' for nothing, '–' where nothing could be read."""
+    if not _fresh(gpu, at):
+        is_mute = all(isinstance(reading, Missing) for reading in (gpu.ecc, gpu.throttling, gpu.xids))
+        return Text(NOTHING if is_mute else "✓", style=colours.dim)
     parts = [(f"{fault.sign} {fault.short}", fault.colour(colours)) for fault in _fresh(gpu, at)]
     return Text("  ").join([Text(words, style=colour) for words, colour in parts])
 

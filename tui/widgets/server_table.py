@@ -54,6 +54,8 @@ LEAST_NAME = 12
 SAID = ("sleep", "wake", "start", "stop")
 """Steps of a switch that the state says already."""
 
+NOT_UP = (ServerState.QUEUED, ServerState.STARTING, ServerState.BACKOFF)
+
 FIXED = 5 + 4 + 5 + 6 + 6
 """GPUs, KV, tok/s, requests, uptime: what no width leaves out."""
 
@@ -68,7 +70,7 @@ def layout(width: int, servers: Sequence[Server]) -> ServerLayout:
     room = width - FIXED - 5 * GAP - sum(size + GAP for size in (state, port, engine, context, profile) if size)
     if not port:
         return ServerLayout(max(LEAST_NAME, room), state, 0, engine, port, context, profile)
-    longest = max((len(server.name) for server in servers), default=10) + 2
+    longest = max(map(len, ("Server", *(server.name for server in servers)))) + 2
     name = min(longest, (room - GAP) // 2)
     return ServerLayout(name, state, room - GAP - name, engine, port, context, profile)
 
@@ -187,8 +189,8 @@ def state_cell(server: Server, now: float, with_bar: bool, colours: Palette, on:
 
 
 def uptime(server: Server, now: float) -> str:
-    """Say how long it serves, or starts."""
-    began = server.ready_at or server.launched_at
+    """Say how long it serves; a start's time stands beside its stage."""
+    began = None if server.state in NOT_UP else server.ready_at or server.launched_at
     return NOTHING if began is None or not server.is_live else coarse(now - began)
 
 
