@@ -27,7 +27,10 @@ MEMORY_STEP_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class LaunchIntent:
-    """What to start, and what to lay over the profile; None takes what the profile says, port 0 any free one."""
+    """What to start, and what to lay over the profile; None takes what the profile says, port 0 any free one.
+
+    `asleep` asks for a warm spare, which sleeps as soon as it is ready.
+    """
 
     profile: str
     gpus: tuple[str, ...] | None = None
@@ -35,6 +38,8 @@ class LaunchIntent:
     sets: tuple[str, ...] = ()
     envs: tuple[str, ...] = ()
     name: str | None = None
+    sleep: bool | None = None
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Launchable:
 
         try:
             content = with_overrides(self.data, intent.sets, intent.envs)
+            if intent.sleep is not None and intent.sleep != self.profile.sleep:
+                content = slept(content, sleep=intent.sleep)
             return parse_profile(content, self.profile.name), content
         except InvalidProfileError as wrong:
             raise profile_error(wrong) from wrong
@@ -75,7 +82,14 @@ class Launchable:
     def request(self, intent: LaunchIntent) -> StartRequest:
         """Return what the keeper is asked for."""
         _, content = self.merged(intent)
-        return StartRequest(content, dict(os.environ), intent.name, intent.gpus, intent.port, self.digest)
+        environ = dict(os.environ)
+        return StartRequest(content, environ, intent.name, intent.gpus, intent.port, self.digest, intent.asleep)
+
+
+def slept(content: dict[str, Any], *, sleep: bool) -> dict[str, Any]:
+    """Return a profile's content with its server able to sleep, or not: then without what goes with sleep."""
+    kept = {key: value for key, value in content.items() if sleep or key not in ("ttl", "wake_on_request", "prime")}
+    return kept | {"sleep": sleep}
 
 
 def open_store(profile_dir: Path | None) -> Store:

@@ -19,8 +19,9 @@ from profiles.store import Store
 from tests.tui.link import NOW, FakeLink, shown, simulated, until
 from tui.app import GpuboxApp
 from tui.launching import LaunchIntent, read_launchable
-from tui.screens.launch import LaunchScreen, why_not
+from tui.screens.launch import LaunchScreen
 from tui.widgets.fit_bar import FitBar
+from tui.widgets.launch_lines import why_not
 
 
 async def open_sheet(pilot: Pilot[None], name: str) -> None:

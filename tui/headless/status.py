@@ -14,6 +14,7 @@ from tui.headless.output import table
 from tui.order import in_order
 from tui.owners import SIGNS, owned, share_text, worth_telling
 from tui.progress import start_text, wedged_text
+from tui.sleeping import held_text, idle_text, slot_parts, state_words, steps_text
 
 WATCH_S = 1.0
 
@@ -59,6 +60,8 @@ def lines(snapshot: Snapshot, now: float, orphans: tuple[Orphan, ...] = ()) -> l
     else:
         head.append(box.no_gpus or "no GPU")
     head.append("")
+    if told := _slots(snapshot) + _switches(snapshot, now):
+        head += [*told, ""]
     if told := _shares(snapshot) + _notes(snapshot) + _left_behind(orphans):
         head += [*told, ""]
     if not snapshot.servers:
@@ -73,6 +76,24 @@ def lines(snapshot: Snapshot, now: float, orphans: tuple[Orphan, ...] = ()) -> l
         if s.foreign
     ]
     return head
+
+
+def _slots(snapshot: Snapshot) -> list[str]:
+    """Say for each GPU with servers that can sleep who is awake and who sleeps there; and what that holds."""
+    told = [
+        f"GPU {gpu.index}  slot: " + " · ".join(f"{one.name} {words}" for one, words in parts)
+        for gpu in snapshot.box.gpus
+        if (parts := slot_parts(gpu.uuid, snapshot.servers))
+    ]
+    held = held_text(snapshot.servers)
+    return [*told, held] if held else told
+
+
+def _switches(snapshot: Snapshot, now: float) -> list[str]:
+    return [
+        f"switching to {one.to}: {steps_text(one, now) or 'waits for the switch before it'}"
+        for one in snapshot.switches
+    ]
 
 
 def _shares(snapshot: Snapshot) -> list[str]:
@@ -149,4 +170,5 @@ def state_text(server: Server, now: float) -> str:
         return f"queued · {server.stage.detail}"
     if server.state is ServerState.BACKOFF and server.retry_at:
         return f"backoff · again in {max(0.0, server.retry_at - now):.0f} s"
-    return str(server.state)
+    words = state_words(server, now)
+    return f"{words} · {idle_text(server.idle, now)}" if server.idle is not None else words

@@ -18,11 +18,13 @@ from textual.suggester import Suggester
 from textual.widgets import DataTable, Input, Label, Static
 
 from backends.errors import GpuboxError, UsageError
-from backends.snapshots import Box, Gpu, GpuProcess, Missing, Owner, Server, Snapshot, StartRequest
+from backends.fit.estimate import Fit
+from backends.snapshots import Box, Gpu, Server, Snapshot, StartRequest
 from profiles.arguments import lint
 from profiles.drafts import argument_names, completion
 from profiles.schema import NAME
-from tui.format import fit, gib, indices, plural, short_gpu_name, shown
+from tui.format import fit, gib, plural, short_gpu_name, shown
+from tui.keymap import key_of
 from tui.launching import Launchable, LaunchIntent, fit_of, memory_state
 from tui.screens.explain import ExplainScreen
 from tui.themes import MEMORY_LEVELS, Palette, palette
@@ -30,12 +32,15 @@ from tui.widgets.bars import bar
 from tui.widgets.fit_bar import FitBar
 from tui.widgets.gpu_table import memory_ratio
 from tui.widgets.key_footer import KeyFooter
+from tui.widgets.launch_lines import chosen_line, company, sleep_line, why_not
 from tui.widgets.live_table import GAP, Column, LiveTable
 
 if TYPE_CHECKING:
     from tui.app import GpuboxApp
 
 SHEET_CELLS = 100
+PORT_CELLS = 24
+"""What is left to the port beside what sleep costs."""
 SHORT_ROWS = 30
 """A lower terminal has less room for the command."""
 _ENVIRON = re.compile(r"[A-Z][A-Z0-9_]*=")
@@ -63,6 +68,8 @@ class GpuPicker(LiveTable):
         Binding("space", "screen.tick", "Tick", id="launch.toggle", tooltip="Take this GPU, or leave it"),
         Binding("a", "screen.choose('auto')", "Auto", id="launch.auto", tooltip="Let gpubox choose the freest GPUs"),
         Binding("c", "screen.choose('cpu')", "CPU", id="launch.cpu", tooltip="Serve on the CPU"),
+        Binding("z", "screen.sleep", "Sleep", id="launch.sleep", tooltip="Let it give way asleep, or not"),
+        Binding("Z", "screen.asleep", "Asleep", show=False, id="launch.asleep", tooltip="Start it as a warm spare"),
         Binding("enter", "screen.start", "Start", show=False, id="launch.begin", tooltip="Start on what is ticked"),
         Binding("i", "screen.explain", "Explain", show=False, id="launch.explain", tooltip="What the figures mean"),
     ]
@@ -84,6 +91,9 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         self._ticked: set[str] = set()
         self._rest = "cpu" if launchable.profile.gpus == "cpu" else "auto"
         self._reckoned: object = None
+        self._sleeps = launchable.profile.sleep
+        self._asleep = False
+        self._fit: Fit | str = ""
         self._servers: tuple[Server, ...] = ()
 
     @property
@@ -102,6 +112,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             with Horizontal(classes="field"):
                 yield Label("Port")
                 yield Input(id="port", compact=True)
+                yield Static(id="sleep", markup=False)
             with Horizontal(classes="field"):
                 yield Label("Set")
                 yield Input(
@@ -183,7 +194,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         else:
             ticked = gpu.uuid in self._ticked
             box = Text("[x]" if ticked else "[ ]", style=f"bold {colours.accent}" if ticked else colours.text)
-            note = Text(fit(_company(gpu), width), style=colours.warn)
+            note = Text(fit(company(gpu), width), style=colours.warn)
         ratio = memory_ratio(gpu)
         quiet = colours.dim if refused is not None else colours.text
         return (
@@ -198,7 +209,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         )
 
     def _why_not(self, gpu: Gpu) -> str | None:
-        return why_not(gpu, share=self._launchable.profile.shares)
+        return why_not(gpu, share=self._launchable.profile.share or self._sleeps)
 
     def _chosen(self) -> tuple[str, ...]:
         ticked = tuple(str(gpu.index) for gpu in self._gpus if gpu.uuid in self._ticked)
@@ -221,6 +232,25 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             return
         self.query_one("#chosen", Static).update(chosen_line(self._chosen(), needed, bool(self._gpus), colours))
         self._show_fit(intent, needed)
+        self._show_sleep()
+
+    @property
+    def _may_sleep(self) -> bool:
+        """Whether its engine could: vLLM on GPUs."""
+        return self._launchable.profile.engine == "vllm" and self._chosen() != ("cpu",)
+
+    def _show_sleep(self) -> None:
+        part = self.query_one("#sleep", Static)
+        part.display = self._may_sleep
+        if part.display:
+            keys = key_of(self.app, "launch.sleep"), key_of(self.app, "launch.asleep")
+            host = self.gpubox.snapshot.box.host if self.gpubox.snapshot else None
+            fit = self._fit if isinstance(self._fit, Fit) else None
+            room = self._width - PORT_CELLS
+            text = sleep_line(
+                fit, host, keys, room, sleeps=self._sleeps, asleep=self._asleep, colours=palette(self.app)
+            )
+            part.update(text)
 
     def _show_fit(self, intent: LaunchIntent, needed: int) -> None:
         """Reckon in a thread whether it fits; not again while nothing that counts has changed."""
@@ -237,7 +267,7 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             return
         held = tuple((gpu.uuid, self._why_not(gpu)) for gpu in self._gpus)
         memory = (held, memory_state(snapshot.box))
-        if (state := (chosen, intent.sets, memory)) != self._reckoned:
+        if (state := (chosen, intent.sets, intent.sleep, memory)) != self._reckoned:
             self._reckoned = state
             self.run_worker(self._reckon(intent, chosen, snapshot.box), name="fit", group="fit", exclusive=True)
 
@@ -245,6 +275,8 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         profile, _ = self._launchable.merged(intent)
         told = await asyncio.to_thread(fit_of, profile, box, chosen)
         if self.display:
+            self._fit = told
+            self._show_sleep()
             self.query_one(FitBar).show(told, self._width, palette(self.app))
 
     def _intent(self) -> LaunchIntent:
@@ -262,6 +294,8 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
             sets=tuple(word for word in words if not _ENVIRON.match(word)),
             envs=tuple(word for word in words if _ENVIRON.match(word)),
             name=name or self._default_name(),
+            sleep=self._sleeps and self._may_sleep,
+            asleep=self._asleep and self._sleeps and self._may_sleep,
         )
 
     def _port(self, text: str) -> int | None:
@@ -300,7 +334,9 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         ]
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer to choose only what is not chosen."""
+        """Offer to choose only what is not chosen, and sleep only to what could."""
+        if action in ("sleep", "asleep"):
+            return self._may_sleep and (action == "sleep" or self._sleeps)
         return action != "choose" or self._chosen() != parameters
 
     @on(DataTable.RowSelected)
@@ -324,9 +360,22 @@ class LaunchScreen(ModalScreen[StartRequest | None]):
         self._follow()
         self.refresh_bindings()
 
+    def action_sleep(self) -> None:
+        """Let it give way asleep, or not."""
+        self._sleeps = not self._sleeps
+        self._asleep = self._asleep and self._sleeps
+        self._follow()
+        self.refresh_bindings()
+
+    def action_asleep(self) -> None:
+        """Start it as a warm spare, or to serve at once."""
+        self._asleep = not self._asleep
+        self._follow()
+
     def action_explain(self) -> None:
         """Say what the figures of the bar and of the list mean."""
-        self.app.push_screen(ExplainScreen(("fit", "weights", "kv_cache", "memory_free_bytes", "grants")))
+        figures = ("fit", "weights", "kv_cache", "memory_free_bytes", "grants")
+        self.app.push_screen(ExplainScreen(figures + (("sleep", "pinned") if self._may_sleep else ())))
 
     @on(Input.Submitted)
     def action_start(self) -> None:
@@ -342,40 +391,3 @@ def _words(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as problem:
         raise UsageError(f"the settings cannot be read: {problem}", "KEY=VALUE, quotes around spaces") from None
-
-
-def chosen_line(chosen: tuple[str, ...], needed: int, has_gpus: bool, colours: Palette) -> Text:
-    """Say what the server will run on, and what is odd about it."""
-    if chosen == ("cpu",):
-        why = "" if has_gpus else ": this box has no GPU"
-        return Text(f"on the CPU{why}", style=f"bold {colours.accent}")
-    if chosen == ("auto",):
-        which = "freest GPU" if needed <= 1 else f"{needed} freest GPUs"
-        return Text(f"auto: gpubox takes the {which}", style=f"bold {colours.accent}")
-    text = Text(f"GPU {indices(int(index) for index in chosen)}", style=f"bold {colours.accent}")
-    if len(chosen) != needed:
-        text.append(f"   the profile takes {needed}, {len(chosen)} ticked", colours.warn)
-    return text
-
-
-def why_not(gpu: Gpu, *, share: bool = False) -> str | None:
-    """Say why a GPU cannot be assigned, if so; to a profile that shares, one can be whose servers share, too."""
-    if gpu.refusal is not None:
-        return gpu.refusal
-    if gpu.holder is None or (share and all(grant.memory_bytes is not None for grant in gpu.grants)):
-        return None
-    return f"held by {gpu.holder}"
-
-
-def _named(process: GpuProcess) -> str:
-    if process.owner is Owner.ORPHAN:
-        return f"an orphan of {process.server}"
-    return f"{process.command} of {process.user}"
-
-
-def _company(gpu: Gpu) -> str:
-    if isinstance(gpu.processes, Missing):
-        return gpu.processes.reason
-    beside = [f"shared with {gpu.holder}"] if gpu.holder is not None else []
-    beside += [_named(process) for process in gpu.processes if not process.is_ours]
-    return "▲ " + ", ".join(beside) if beside else ""
