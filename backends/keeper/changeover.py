@@ -62,7 +62,7 @@ class Changeover:
     async def _carried_out(self) -> Switch:
         if self._journal.phase != "restoring":
             try:
-                await self._expect(soon=True)
+                await asyncio.gather(self._keep(), self._expect(soon=True))
                 await self._give_way()
                 await self._take()
                 return self._over("done", None, took_s=time.monotonic() - self._clock)
@@ -81,9 +81,6 @@ class Changeover:
 
     async def _give_way(self) -> None:
         """Have all give way; what pins host memory comes after those that stop for it."""
-        if self._journal.phase != "giving":
-            return
-        await self._keep(phase="giving")
         giving = self._journal.giving
         await _all(self._stop(one) for one in giving if one.how is Yield.STOP)
         await _all(self._put_to_sleep(one) for one in giving if one.how is not Yield.STOP)
@@ -118,7 +115,6 @@ class Changeover:
     async def _take(self) -> None:
         """Have the server serve: woken, started, or awaited where it comes by itself."""
         name, woken, started = self._journal.to, False, False
-        await self._keep(phase="taking")
         while True:
             self._check_wanted()
             supervisor = self._books.supervisors().get(name)

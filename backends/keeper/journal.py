@@ -1,26 +1,28 @@
-"""What is written down of a switch before each step that changes something, so that another keeper can go on with it.
+"""What is written down of a switch before anything is changed, so that another keeper can go on with it.
 
-`switch-ID.json` in the state folder holds what was decided, not how far it came: every step asks what is true. It may
-hold the environment that a server is to be started in, keys included: mode 0600 in a folder of mode 0700.
+`switch-ID.json` in the state folder holds what was decided, not how far it came: every step asks what is true. It is
+written once more where the switch is to be taken back. It may hold the environment that a server is to be started in,
+keys included: mode 0600 in a folder of mode 0700.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
 from backends import paths
+from backends.processes.facts import current_boot_id
 from backends.snapshots import StartRequest, dump, load
 from backends.switches import GivingWay, SwitchStep, Way
 
 log = logging.getLogger(__name__)
 
-Phase = Literal["giving", "taking", "restoring"]
+Phase = Literal["switching", "restoring"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class Journal:
     """A switch as it was decided: who gives way, who of them `served` before, and where the server goes.
 
     `places` are GPUs' UUIDs, or "cpu": all that it concerns. `start` says how to start the server, where it does not
-    live; None: as it was. `error` says why the switch is taken back. `steps` are only told.
+    live; None: as it was. `error` says why the switch is taken back. `steps` are only told. `boot_id` is that of the
+    kernel: a switch ends with all servers where the box is booted again.
     """
 
     id: str
@@ -40,9 +43,10 @@ class Journal:
     places: tuple[str, ...]
     start: StartRequest | None = None
     drain_s: float | None = None
-    phase: Phase = "giving"
+    phase: Phase = "switching"
     error: str | None = None
     steps: tuple[SwitchStep, ...] = ()
+    boot_id: str = field(default_factory=current_boot_id)
     schema: int = 1
 
 

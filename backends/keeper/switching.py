@@ -19,6 +19,7 @@ from backends.keeper.expecting import Expecting
 from backends.keeper.journal import Journal
 from backends.keeper.readahead import ReadAhead
 from backends.keeper.standing import Plan, Standing, weights_files
+from backends.processes.facts import current_boot_id
 from backends.snapshots import Event, EventUpdate, Grant, ServerState, SwitchRequest, SwitchUpdate
 from backends.switches import Level, Switch, SwitchChoice, Way
 
@@ -126,6 +127,10 @@ class Switching:
     def adopt(self) -> None:
         """Go on with the switches that a keeper before this one has left."""
         for journal in journals.read_all():
+            if journal.boot_id != current_boot_id():
+                journals.erase(journal.id)
+                self._tell(journal.to, "switch-failed", "not switched: the box was booted again meanwhile")
+                continue
             ticket = _Ticket(
                 journal.to,
                 Switch(journal.id, journal.to, journal.began_at, journal.steps),

@@ -11,6 +11,7 @@ import pytest
 from backends import paths
 from backends.client import ensure_keeper
 from backends.errors import NoSuchGpuError, NoSuchServerError, ProfileError
+from backends.keeper import journal as journals
 from backends.records import Records
 from backends.snapshots import ServerState, StartRequest, SwitchRequest
 from backends.switch_records import switches
@@ -158,3 +159,17 @@ def test_a_keeper_killed_in_a_switch_is_followed_by_one_that_goes_on(box: Box, s
     assert (done.outcome, done.error) == ("done", None)
     assert box.server("b").state is ServerState.READY
     assert box.server("a").state is ServerState.STOPPED
+
+
+def test_a_switch_of_an_earlier_boot_is_over(box: Box) -> None:
+    box.start(named("a"))
+    box.until(ServerState.READY, "a")
+    keeper = box.client.snapshot().keeper
+    assert keeper is not None
+    kill_and_wait(keeper.pid)
+    start = StartRequest(named("b"), {"PATH": "/usr/bin:/bin"})
+    journals.write(journals.Journal("1.5-b", "b", 1.5, Way.START, (), (), ("cpu",), start, boot_id="another"))
+    ensure_keeper(box.client)
+    assert not list(paths.state_dir().glob("switch-*"))
+    assert [server.name for server in box.client.snapshot().servers] == ["a"]
+    assert any(event.kind == "switch-failed" and "booted" in event.text for event in box.client.history())
