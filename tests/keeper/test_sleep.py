@@ -116,8 +116,9 @@ def told(box: Box, kind: str, name: str = "fake") -> list[str]:
 
 
 def front(box: Box, name: str = "fake") -> ProcessFacts:
-    newest = max(paths.server_dir(name).glob("*/front/process.json"))
-    facts = read_facts(newest)
+    """What the shim of the newest front says."""
+    assert sees(lambda: list(paths.server_dir(name).glob("*/front/process.json")))
+    facts = read_facts(max(paths.server_dir(name).glob("*/front/process.json")))
     assert not isinstance(facts, Missing)
     return facts
 
