@@ -74,7 +74,8 @@ def switch(
     if done.outcome != "done":
         raise SwitchFailedError(f"{name}: {switched_line(done)}", _what_next(name, done))
     if not as_json:
-        print(f"{name}: {switched_line(done)}" if done.steps else f"{name} serves already")
+        did = any(step.name != "first-token" for step in done.steps)
+        print(f"{name}: {switched_line(done)}" if did else f"{name} serves already")
     return 0
 
 
@@ -232,7 +233,10 @@ def _row(choice: SwitchChoice, servers: dict[str, Server]) -> tuple[str, ...]:
 def sleep(name: str, *, level: Level | None, wait_s: float) -> int:
     """Put a server to sleep, and wait until it is; returns 0, or raises what the keeper says."""
     client = ensure_keeper()
-    asked_at = time.monotonic()
+    asked_at, before = time.monotonic(), next((one for one in client.snapshot().servers if one.name == name), None)
+    if before is not None and before.state is ServerState.SLEEPING:
+        say(f"{name} sleeps already: {asleep_text(before.sleep, time.time())}")
+        return 0
     return asyncio.run(_sleep(name, client.sleep(name, level), asked_at, wait_s))
 
 
