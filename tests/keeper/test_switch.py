@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
-from backends.errors import GpuBusyError
+from backends.errors import ConflictError, GpuBusyError
 from backends.snapshots import Missing, Server, ServerState
 from backends.switches import Way, Yield
 from tests.gpu.conftest import MIB, StubGpu, nvml_library  # noqa: F401
@@ -236,3 +237,20 @@ def test_who_is_idle_sleeps_with_nobody_looking_and_the_next_request_wakes_it(bo
     assert box.ask("a") == "You asked: hello"
     told = [event.kind for event in box.client.history() if event.server == "a"]
     assert told.index("asleep") < told.index("switched")
+
+
+def test_a_sleeper_whose_core_was_killed_is_told_and_who_serves_goes_on_serving(box: SwitchBox) -> None:
+    box.start_one(box.sleepy("a", core=True))
+    assert box.switch(box.sleepy("b")).outcome == "done"
+    engine = psutil.Process(box.server("a").pid)
+    (core,) = (one for one in engine.children(recursive=True) if one.name().startswith("VLLM::"))
+    core.kill()
+    try:
+        done = box.switch("a")
+    except ConflictError:  # its death was seen before
+        pass
+    else:
+        assert done.outcome == "restored"
+    box.until(lambda server: not server.is_live, "a")
+    assert box.server("b").state is READY
+    assert box.ask("b") == "You asked: hello"
