@@ -13,6 +13,7 @@ from backends import paths
 from backends.engines.registry import engine_named
 from backends.errors import GpuBusyError
 from backends.front.link import FrontMode, FrontState
+from backends.gpus.nvml import Nvml
 from backends.gpus.sampler import MemoryNow
 from backends.keeper.boxwatch import BoxWatch
 from backends.keeper.events import Hub
@@ -29,6 +30,7 @@ from backends.simulation import SimulatedKeeper
 from backends.snapshots import Grant, Metrics, Missing, ServerState
 from backends.switches import Sleep
 from profiles.schema import parse_profile
+from tests.gpu.conftest import NvmlStub, StubGpu, nvml_library, nvml_stub, uuid_of  # noqa: F401
 from tests.keeper.conftest import fake_profile
 
 GPU = "GPU-aaaa"
@@ -108,6 +110,21 @@ def test_a_grant_that_is_gone_is_told(ledger: Ledger) -> None:
     ledger.release("mine")
     with pytest.raises(GpuBusyError, match="GPU 0 is not granted to it any more"):
         claim(ledger, record, {GPU: ALL}, {})
+
+
+def test_the_memory_of_gpus_is_read_at_once_and_what_cannot_be_read_is_missing(
+    nvml_stub: NvmlStub,  # noqa: F811
+) -> None:
+    nvml_stub.show([StubGpu({"memory_total": 140 * GIB, "memory_reserved": GIB, "memory_used": 9 * GIB})])
+    nvml, uuids = Nvml(), (uuid_of(0), uuid_of(1))
+    assert all(isinstance(one, Missing) for one in nvml.memory(uuids).values())  # nobody has opened NVML yet
+    nvml.read()
+    read = nvml.memory(uuids)
+    assert read[uuid_of(0)] == MemoryNow(9 * GIB, 130 * GIB)
+    assert isinstance(read[uuid_of(1)], Missing)
+    nvml_stub.show([StubGpu({"lost": 15})])
+    assert isinstance(nvml.memory(uuids)[uuid_of(0)], Missing)
+    nvml.close()
 
 
 def figures(running: int = 0, requests: int = 0, tokens: int = 0) -> Metrics:
