@@ -82,8 +82,8 @@ def test_gpus_that_are_named_are_taken_as_they_are(m7b: Path) -> None:
     (two,) = choices_of(profile, BOX, ("6", "7"), {}).fits
     assert two.gpu_indices == (6, 7)
     assert two.gpu_count == 2
-    (held,) = choices_of(profile, BOX, ("2",), {}).fits
-    assert (held.verdict, held.why) == (Verdict.NO, "GPU 2 is held by qwen2.5-7b")
+    (held,) = choices_of(profile, BOX, ("0",), {}).fits
+    assert (held.verdict, held.why) == (Verdict.NO, "GPU 0 is held by llama-3.3-70b")
     assert held.changes[0].text.startswith("on GPU 4 (NVIDIA H200) instead: ")
     assert held.changes[0].set == {}
 
