@@ -137,13 +137,13 @@ async def test_the_palette_has_what_the_screen_can_do_now_and_nothing_else(store
 
 
 async def test_a_text_names_the_keys_that_work() -> None:
-    settings = Settings(keys={"chat.thoughts": ("f8", "x"), "logs.end_search": ("ctrl+e",), "log.follow": ("-",)})
+    settings = Settings(keys={"chat.thoughts": ("f10", "x"), "logs.end_search": ("ctrl+e",), "log.follow": ("-",)})
     usual, changed = GpuboxApp(FakeLink()), GpuboxApp(FakeLink(), settings=settings)
     async with changed.run_test():
         for name, by_default, by_choice in [
             ("logs.end_search", "Esc", "Ctrl+E"),
             ("log.follow", "G", "-"),
-            ("chat.thoughts", "t", "F8"),
+            ("chat.thoughts", "t", "F10"),
             ("chat.write", "Enter", "Enter"),
             ("launch.start", "Enter", "Enter"),
             ("mode.servers", "2", "2"),

@@ -290,7 +290,7 @@ async def test_starts_that_are_found_late_belong_to_nobody_else(
 async def test_texts_name_the_keys_that_were_given(tmp_path: Path) -> None:
     log = tmp_path / "demo-20261121-123000.log"
     write(log, 0, 100)
-    settings = Settings(keys={"log.follow": ("f9",), "logs.end_search": ("f8",)})
+    settings = Settings(keys={"log.follow": ("f9",), "logs.end_search": ("f10",)})
     app = GpuboxApp(StillKeeper(tmp_path, a_server("demo", log)), settings=settings)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
@@ -298,6 +298,6 @@ async def test_texts_name_the_keys_that_were_given(tmp_path: Path) -> None:
         await pilot.press("up")
         await screen.until(lambda: "paused · F9 to follow" in screen.said("#foot"), "the key to follow")
         await pilot.press("slash")
-        assert app.screen.query_one(Input).placeholder.endswith("Enter · F8")
-        await pilot.press("f8", "f9")
+        assert app.screen.query_one(Input).placeholder.endswith("Enter · F10")
+        await pilot.press("f10", "f9")
         assert screen.view.following

@@ -99,7 +99,8 @@ def _sleep(server: Server, now: float, width: int, colours: Palette, on: Taking)
         told.append(idle_text(server.idle, now))
     if server.host_bytes:
         told.append(f"holds {memory(server.host_bytes)} of the host's memory")
-    if told or (server.can_sleep and server.is_live):
+    # That it can sleep is no news of a start, whose stages need the room.
+    if told or (server.can_sleep and server.is_live and server.state is not ServerState.STARTING):
         lines.append(_line("sleep", " · ".join(told) or "gives way asleep", width, colours))
     return lines
 
