@@ -110,7 +110,7 @@ def scale_for(peak: float, rows: int, unit: Unit, top: float | None = None) -> S
     wanted = max(top if top is not None else peak, least)
     if wanted <= 0:
         return Scale(unit.scale, 1, unit)
-    choices = (4, 5, 3) if rows >= 9 else (2,) if rows >= 4 else (1,)
+    choices: tuple[int, ...] = (4, 5, 3) if rows >= 9 else (2,) if rows >= 4 else (1,)
     if top is not None and peak <= top:
         return Scale(top, choices[0], unit)
     if unit.whole:
