@@ -103,7 +103,7 @@ def choice_of(target: Life, lives: Iterable[Life], at: float) -> SwitchChoice:
     by_name = {life.name: life for life in lives}
     giving_s = max((_giving_s(by_name[one.server], at, one.how) for one in giving), default=0.0)
     pins = any(one.how is Yield.SLEEP_1 and not host_bytes_at(by_name[one.server], at) for one in giving)
-    way = _way(target, at)
+    way = _way(target, state)
     left_s = target.ready_at - at if state is ServerState.STARTING else START_S
     taking_s = left_s if way is Way.START else sum(took for _, took in WAKE[target.naps[-1].level])
     note = PIN if pins else f"it is {state} already" if state in (ServerState.STARTING, ServerState.WAKING) else ""
@@ -117,9 +117,9 @@ def play(
 ) -> tuple[PlayedSwitch, tuple[Life, ...]]:
     """Return a switch to `target` that begins at `at`, and the lives that it changes, those that give way first.
 
-    Raises ConflictError where the target is not to be had now.
+    A target that is none of `lives` is to be started. Raises ConflictError where it is not to be had now.
     """
-    state = state_at(target, at)[0]
+    state = state_at(target, at)[0] if lives.get(target.name) is target else ServerState.STOPPED
     if state not in (ServerState.SLEEPING, *HAS_ROOM, *GONE):
         raise ConflictError(f"{target.name} is {state}", "wait until it serves")
     steps, changed, room_at = [], [], at
@@ -145,18 +145,18 @@ def play(
     if changed:
         steps.append(PlayedStep("memory", target.name, room_at, MEMORY_S))
         room_at += MEMORY_S
-    taken, taking = _taken(target, at, room_at)
+    taken, taking = _taken(target, state, at, room_at)
     steps += taking
     ready_at = taking[-1].begins_at + taking[-1].took_s if taking else room_at
     steps.append(PlayedStep("first-token", target.name, ready_at, FIRST_TOKEN_S))
     return PlayedSwitch(f"{at:.6f}-{target.name}", target.name, at, tuple(steps)), (*changed, taken)
 
 
-def _taken(target: Life, at: float, room_at: float) -> tuple[Life, list[PlayedStep]]:
-    match _way(target, at):
+def _taken(target: Life, state: ServerState, at: float, room_at: float) -> tuple[Life, list[PlayedStep]]:
+    match _way(target, state):
         case Way.AWAKE:
             return target, []
-        case Way.START if state_at(target, at)[0] is ServerState.STARTING:
+        case Way.START if state is ServerState.STARTING:
             return target, [PlayedStep("start", target.name, at, target.ready_at - at)]
         case Way.START:
             started = replace(
@@ -171,8 +171,7 @@ def _taken(target: Life, at: float, room_at: float) -> tuple[Life, list[PlayedSt
     return replace(target, naps=(*target.naps[:-1], woken)), steps
 
 
-def _way(target: Life, at: float) -> Way:
-    state = state_at(target, at)[0]
+def _way(target: Life, state: ServerState) -> Way:
     if state in (ServerState.SLEEPING, ServerState.FALLING_ASLEEP):
         return Way.WAKE_1 if target.naps[-1].level == 1 else Way.WAKE_2
     return Way.AWAKE if state is ServerState.READY else Way.START

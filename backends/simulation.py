@@ -182,7 +182,7 @@ class SimulatedKeeper:
     def _target(self, request: SwitchRequest) -> Life:
         start, known = request.start, self._lives.get(request.name)
         if start is None or (known is not None and self._server(request.name).is_live):
-            return replace(self._life(request.name))
+            return self._life(request.name)
         now = self._now()
         return self._new_life(replace(start, name=request.name), self._choose(start, makes_room=True), now)
 
