@@ -278,7 +278,7 @@ async def test_no_server_and_no_profile_say_what_to_do_next(store: Store) -> Non
         await pilot.press("2")
         await until(pilot, lambda: "pair" in shown(pilot), "the profiles")
         assert "No profile yet" not in shown(pilot)
-        assert "Start now" in shown(pilot).splitlines()[-1]
+        assert "s Switch" in shown(pilot).splitlines()[-1]
 
 
 async def test_a_broken_profile_is_listed_with_its_problem(store: Store) -> None:
