@@ -16,8 +16,8 @@ import threading
 from backends.processes import procfs
 
 FOLDER = "/dev/shm"
-PREFIXES = ("psm_", "sem.mp-")
-"""Names that Python's multiprocessing gives to shared memory and semaphores."""
+PREFIXES = ("psm_", "sem.mp-", "sem.loky-")
+"""Names that Python's multiprocessing gives to shared memory and semaphores, and joblib's loky to semaphores."""
 
 LOOK_LIMIT_S = 1.0
 

@@ -13,13 +13,13 @@ from uuid import uuid4
 import pytest
 
 from backends.processes import shm
-from backends.processes.shm import SharedMemory
+from backends.processes.shm import PREFIXES, SharedMemory
 from tests.processes.conftest import FAKE_ENGINE, until
 
 
-@pytest.fixture
-def name() -> Iterator[str]:
-    name = f"psm_gpubox_test_{uuid4().hex}"
+@pytest.fixture(params=PREFIXES)
+def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    name = f"{request.param}gpubox_test_{uuid4().hex}"
     yield name
     Path(f"/dev/shm/{name}").unlink(missing_ok=True)
 
