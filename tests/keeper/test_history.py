@@ -84,7 +84,7 @@ def test_a_failed_start_is_on_record_with_its_cause_and_what_its_log_told(box: B
     failed = box.until(ServerState.FAILED)
     launch = on_record(lambda launch: launch.outcome == "failed")
     assert (launch.cause, launch.ready_at) == (failed.cause, None)
-    assert launch.stages[-1].name == "weights", "the stage that it failed in"
+    assert launch.stages[-1].name == "profiling", "the stage that it failed in"
     assert launch.figures is not None
     assert launch.figures.weights_bytes == 3 << 29
 
