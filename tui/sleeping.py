@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import TYPE_CHECKING
 
 from backends.snapshots import Missing, Server, ServerState, Snapshot
 from backends.switches import GivingWay, Idle, Sleep, Switch, SwitchChoice, SwitchStep, Way, Yield
 from tui.format import coarse, duration, indices, memory
 from tui.progress import took_text
+
+if TYPE_CHECKING:
+    from backends.records import Launch
 
 WAYS: dict[Way, str] = {
     Way.AWAKE: "serves",
@@ -75,6 +80,15 @@ def expected_text(choice: SwitchChoice) -> str:
     if choice.way is Way.AWAKE:
         return "now"
     return "" if choice.expected_s is None or choice.way is Way.CANNOT else f"~{took_text(choice.expected_s)}"
+
+
+def start_times(launches: Iterable[Launch]) -> dict[str, float]:
+    """Return by profile how long its starts took that are on record: the median in seconds."""
+    took: dict[str, list[float]] = {}
+    for launch in launches:
+        if launch.start_s is not None:
+            took.setdefault(launch.profile, []).append(launch.start_s)
+    return {profile: median(times) for profile, times in took.items()}
 
 
 def size_text(choice: SwitchChoice) -> str:

@@ -9,6 +9,7 @@ from textual.pilot import Pilot
 
 from backends.errors import GpuBusyError
 from backends.readonly import ReadOnlyKeeper
+from backends.records import Launch
 from backends.simulated_lives import ASLEEP
 from backends.snapshots import Metrics, Server, ServerState, SwitchUpdate
 from backends.switches import GivingWay, Sleep, Switch, SwitchChoice, SwitchStep, Way, Yield
@@ -163,6 +164,17 @@ async def test_a_profile_is_started_and_a_refusal_is_told(store: Store) -> None:
         assert start is not None
         assert start.profile["model"] == "Qwen/Qwen2.5-14B-Instruct"
         assert app.awaited is None
+
+
+async def test_a_profile_tells_what_its_starts_took(store: Store) -> None:
+    link = link_of()
+    past = Launch("1", "x", "pair", "", "vllm", None, "H200", 1, NOW - 500, NOW - 421, NOW - 100, "stopped")
+    link.on_record = (past, replace(past, ready_at=None), replace(past, ready_at=NOW - 440))
+    app = app_of(link, store)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        lines = lambda: [one for one in shown(pilot).splitlines() if " pair " in one]  # noqa: E731
+        await until(pilot, lambda: any("~70 s" in one for one in lines()), "the time")
 
 
 async def test_z_puts_to_sleep_who_serves_and_can() -> None:

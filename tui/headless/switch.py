@@ -23,6 +23,7 @@ from tui.sleeping import (
     expected_text,
     giving_text,
     size_text,
+    start_times,
     step_text,
     step_took,
     switched_line,
@@ -215,10 +216,14 @@ def _list(store: Store, *, as_json: bool) -> int:
 
 
 def profile_choices(store: Store, servers: dict[str, Server]) -> Iterator[SwitchChoice]:
-    """Yield a choice for each good profile that no server is started from yet."""
+    """Yield a choice for each good profile that no server is started from yet, with what its starts took before."""
+    from backends import paths
+    from backends.records import Records
+
+    took = start_times(Records(paths.records_path()).launches())
     for entry in store.entries():
         if entry.profile is not None and entry.name not in servers:
-            yield SwitchChoice(entry.name, Way.START)
+            yield SwitchChoice(entry.name, Way.START, expected_s=took.get(entry.name))
 
 
 def _row(choice: SwitchChoice, servers: dict[str, Server]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -25,6 +26,7 @@ from tui.sleeping import (
     expected_text,
     giving_text,
     size_text,
+    start_times,
     state_words,
     step_text,
     step_took,
@@ -130,6 +132,7 @@ class SwitcherScreen(ModalScreen[None]):
         self._choices: dict[str, SwitchChoice] = {}
         self._profiles: tuple[ProfileRow, ...] = ()
         self._rows: dict[str, Row] = {}
+        self._starts: dict[str, float] = {}
         self._placed = False
         self._to: str | None = None
         self._over: Switch | None = None
@@ -182,6 +185,9 @@ class SwitcherScreen(ModalScreen[None]):
     async def _read_profiles(self) -> None:
         self._profiles = await self.gpubox.profile_rows()
         self._show()
+        with contextlib.suppress(GpuboxError):
+            self._starts = start_times(await self.gpubox.link.launches())
+            self._show()
 
     def _end(self) -> None:
         """Show how a switch ended, and what the next would do."""
@@ -198,7 +204,8 @@ class SwitcherScreen(ModalScreen[None]):
         taken = {one.name for one in self.gpubox.servers} | {one.profile for one in servers}
         for profile in self._profiles:
             if profile.problem is None and profile.name not in taken:
-                rows[profile.name] = Row(profile.name, profile.model, SwitchChoice(profile.name, Way.START))
+                choice = SwitchChoice(profile.name, Way.START, expected_s=self._starts.get(profile.name))
+                rows[profile.name] = Row(profile.name, profile.model, choice)
         return rows
 
     def _choice(self, server: Server) -> SwitchChoice:
