@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -173,8 +174,8 @@ async def test_a_profile_tells_what_its_starts_took(store: Store) -> None:
     app = app_of(link, store)
     async with app.run_test(size=(80, 24)) as pilot:
         await opened(pilot)
-        lines = lambda: [one for one in shown(pilot).splitlines() if " pair " in one]  # noqa: E731
-        await until(pilot, lambda: any("~70 s" in one for one in lines()), "the time")
+        pair = re.compile(r" pair .*~70 s")
+        await until(pilot, lambda: pair.search(shown(pilot)) is not None, "the time")
 
 
 async def test_z_puts_to_sleep_who_serves_and_can() -> None:
