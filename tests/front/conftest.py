@@ -21,6 +21,7 @@ import pytest
 from backends.front.config import FrontConfig
 from backends.front.link import FrontLink, FrontMode
 from backends.processes.facts import Identity, identity_of
+from tests.keeper.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 ENGINE = Path(__file__).with_name("engine.py")
@@ -36,12 +37,6 @@ async def until(condition: Callable[[], T], what: str) -> T:
         assert time.monotonic() < deadline, f"never came true: {what}"
         await asyncio.sleep(0.01)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return int(door.getsockname()[1])
 
 
 def listens(path: Path) -> bool:

@@ -18,7 +18,8 @@ from backends.errors import GpuboxError
 from backends.front.config import PORT_IN_USE, FrontConfig, read_config
 from backends.front.link import FrontMode
 from backends.processes.facts import Identity
-from tests.front.conftest import KEY, ROOT, Front, Stage, StandIn, free_port, until
+from tests.front.conftest import KEY, ROOT, Front, Stage, StandIn, until
+from tests.keeper.conftest import free_port
 
 CHAT = "/v1/chat/completions"
 

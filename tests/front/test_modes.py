@@ -148,13 +148,13 @@ async def test_a_drain_cuts_off_what_does_not_end(shared: Shared, client: aiohtt
     plain = await post(client, front, {"bytes": 100 << 20})
     ending = await post(client, front, {"events": 1, "wait": True})
     await front.has(in_flight=5)
-    draining = asyncio.create_task(front.link.drain(0.5, "asleep", reason="for carol"))
+    draining = asyncio.create_task(front.link.drain(3.0, "asleep", reason="for carol"))
     await front.comes_to(FrontMode.ASLEEP)
     for _ in range(3):  # whoever waited longest is served first
         await engine.tell("POST", "/go")
     drained = await draining
     assert drained == Drained(1, 4, drained.took_s)
-    assert drained.took_s >= 0.5
+    assert drained.took_s >= 3.0
     state = await front.link.state()
     assert (state.in_flight, state.mode) == (0, FrontMode.ASLEEP)
     for stream in streams:
@@ -175,10 +175,10 @@ async def test_a_drain_cuts_off_what_does_not_end(shared: Shared, client: aiohtt
 async def test_a_drain_whose_keeper_dies_cuts_off_nothing(shared: Shared, client: aiohttp.ClientSession) -> None:
     engine, front = await shared.pair()
     answer = await post(client, front, {"events": 1, "wait": True})
-    draining = asyncio.create_task(front.link.drain(0.3, "hold"))
+    draining = asyncio.create_task(front.link.drain(1.5, "hold"))
     await front.comes_to(FrontMode.HOLD)
     draining.cancel()
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.7)
     await front.has(in_flight=1)
     await engine.tell("POST", "/go")
     assert (await answer.read()).endswith(b"data: [DONE]\n\n")
@@ -187,7 +187,7 @@ async def test_a_drain_whose_keeper_dies_cuts_off_nothing(shared: Shared, client
 async def test_a_drain_that_is_called_off_cuts_off_nothing(shared: Shared, client: aiohttp.ClientSession) -> None:
     engine, front = await shared.pair()
     answer = await post(client, front, {"events": 1, "wait": True})
-    draining = asyncio.create_task(front.link.drain(0.3, "hold"))
+    draining = asyncio.create_task(front.link.drain(1.5, "hold"))
     await front.comes_to(FrontMode.HOLD)
     await front.link.set_mode(FrontMode.PASS)
     assert (await draining).aborted == 0

@@ -102,6 +102,13 @@ class SwitchBox(Box):
                 return now is not None
         raise AssertionError(f"{switch} never got there")
 
+    def hears(self, kind: str, name: str) -> None:
+        """Wait until something of this kind is told of a server."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not any((event.kind, event.server) == (kind, name) for event in self.client.history()):
+            assert time.monotonic() < deadline, f"{kind} is never told of {name}: {self.client.history()}"
+            time.sleep(0.02)
+
     def kill_keeper(self) -> None:
         """Kill the keeper, and start another."""
         keeper = self.client.snapshot().keeper

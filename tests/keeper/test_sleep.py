@@ -148,19 +148,19 @@ def test_it_sleeps_and_wakes_and_its_memory_with_it(box: Box) -> None:
     assert sleeping.sleep is not None
     assert (sleeping.sleep.level, sleeping.stage) == (1, None)
     assert 64 << 20 <= sleeping.host_bytes < 96 << 20
-    assert kept(box)
+    assert sees(lambda: kept(box))
     assert sees(lambda: box.client.snapshot().box.gpus[0].memory_used_bytes < 3 * GIB)  # type: ignore[operator]
     status, said = ask(server)
     assert status == 503
     assert said["error"]["type"] == "server_asleep"
     awake = wake(box)
     assert (awake.sleep, awake.stage, awake.pid, awake.host_bytes) == (None, None, server.pid, sleeping.host_bytes)
-    assert granted(box)["fake"] == whole
+    assert sees(lambda: granted(box)["fake"] == whole)
     assert ask(server)[0] == 200
     asleep(box, level=2)
     wake(box)
     assert ask(server)[1]["choices"][0]["message"]["content"] == "You asked: hi"
-    assert len(told(box, "asleep")) == 2
+    assert sees(lambda: len(told(box, "asleep")) == 2)
 
 
 def test_what_gives_nothing_to_whoever_is_outside(box: Box) -> None:
@@ -191,7 +191,7 @@ def test_nobody_wakes_without_room(box: Box, stub: NvmlStub) -> None:
         box.client.switch(SwitchRequest("fake"))
     assert sees(lambda: not box.client.snapshot().switches)
     assert box.server().state is ServerState.SLEEPING
-    assert kept(box)
+    assert sees(lambda: kept(box))
     assert ask(server)[0] == 503
     stub.show([StubGpu()])
     wake(box)
@@ -207,9 +207,9 @@ def test_one_that_fails_to_wake_is_ended_and_tells_why(box: Box) -> None:
     assert "out of memory" in (failed.cause or "")
     assert failed.card is not None
     assert failed.sleep is None
-    assert granted(box) == {}
-    assert not psutil.pid_exists(server.pid or 0)
-    assert box.client.snapshot().box.gpus[0].memory_used_bytes < GIB  # type: ignore[operator]
+    assert sees(lambda: granted(box) == {})
+    assert sees(lambda: not psutil.pid_exists(server.pid or 0))
+    assert sees(lambda: box.client.snapshot().box.gpus[0].memory_used_bytes < GIB)  # type: ignore[operator]
 
 
 def test_a_crash_asleep_is_seen_at_once(box: Box) -> None:
@@ -220,7 +220,7 @@ def test_a_crash_asleep_is_seen_at_once(box: Box) -> None:
     box.until(ServerState.UNRESPONSIVE)
     failed = box.until(lambda one: not one.is_live)
     assert failed.state is ServerState.FAILED
-    assert granted(box) == {}
+    assert sees(lambda: granted(box) == {})
     assert sees(lambda: not is_alive(front(box).shim))
 
 
@@ -242,7 +242,7 @@ def test_it_is_stopped_asleep_and_while_it_falls_asleep_or_wakes(box: Box) -> No
     stopped = box.until(lambda one: not one.is_live)
     assert stopped.state is ServerState.STOPPED
     assert stopped.cause is None
-    assert not is_alive(front(box).shim)
+    assert sees(lambda: not is_alive(front(box).shim))
 
 
 def test_another_keeper_goes_by_what_the_engine_says(box: Box) -> None:
@@ -262,7 +262,7 @@ def test_another_keeper_goes_by_what_the_engine_says(box: Box) -> None:
     assert next_keeper(box).state in (ServerState.WAKING, ServerState.READY)
     box.until(ServerState.READY)
     assert ask(server)[0] == 200
-    assert not kept(box)
+    assert sees(lambda: not kept(box))
 
 
 def test_a_wake_that_a_keeper_has_left_half_done_is_carried_on(box: Box) -> None:
@@ -343,7 +343,6 @@ def test_idle_for_its_ttl_it_sleeps_with_nobody_looking_and_a_request_wakes_it(b
     sleeping = box.until(ServerState.SLEEPING)
     assert sleeping.idle is None
     assert ask(server)[1]["choices"][0]["message"]["content"] == "You asked: hi"
-    assert box.server().state in (ServerState.READY, ServerState.FALLING_ASLEEP)
 
 
 def test_work_keeps_it_awake(box: Box) -> None:
@@ -376,7 +375,7 @@ def test_requests_that_run_end_before_it_sleeps_or_are_cut_off_with_an_error(box
     asleep(box)
     asking.join()
     assert done[0][0] == 503
-    assert told(box, "aborted")
+    assert sees(lambda: told(box, "aborted"))
 
 
 def works(box: Box) -> bool:
@@ -398,7 +397,7 @@ def test_a_warm_spare_starts_once_there_is_room_and_sleeps_at_once(box: Box) -> 
     box.start(sleeper("spare"), {"GPUBOX_NVML_STUB": stub}, gpus=("0",), asleep=True)
     waiting = box.until(lambda one: one.stage is not None and bool(one.stage.detail), "spare")
     assert (waiting.state, "GiB" in (waiting.stage.detail if waiting.stage else "")) == (ServerState.QUEUED, True)
-    assert granted(box)["spare"] == 2 * GIB
+    assert sees(lambda: granted(box).get("spare") == 2 * GIB)
     asleep(box)
     box.until(ServerState.SLEEPING, "spare")
     assert sees(lambda: set(granted(box).values()) <= {LEFT, 2 * GIB})
@@ -414,7 +413,7 @@ def test_restarted_asleep_it_has_its_whole_room_again(box: Box) -> None:
     asleep(box)
     box.client.restart("fake")
     again = box.until(lambda one: one.state is ServerState.READY and one.pid != server.pid)
-    assert granted(box)["fake"] == whole
+    assert sees(lambda: granted(box)["fake"] == whole)
     assert ask(again)[0] == 200
 
 
@@ -424,11 +423,10 @@ def test_an_engine_that_somebody_else_put_to_sleep_is_shown_so(box: Box) -> None
     sleeping = box.until(ServerState.SLEEPING)
     assert sleeping.sleep is not None
     assert sleeping.sleep.level == 2
-    assert granted(box)["fake"] is not None
-    assert granted(box)["fake"] < 3 * GIB  # type: ignore[operator]
+    assert sees(lambda: (granted(box)["fake"] or NEEDS) < 3 * GIB)
     by_hand(engine_socket(), "/wake_up")
     box.until(ServerState.READY)
-    assert granted(box)["fake"] > NEEDS  # type: ignore[operator]
+    assert sees(lambda: (granted(box)["fake"] or 0) > NEEDS)
 
 
 def by_hand(path: str, target: str) -> None:

@@ -107,11 +107,13 @@ def test_switches_come_one_after_another(box: Box) -> None:
     box.start(named("a"))
     box.until(ServerState.READY, "a")
     environ = {"PATH": "/usr/bin:/bin"}
-    first = box.client.switch(SwitchRequest("b", StartRequest(named("b"), environ)))
+    held = box.held_profile("b") | {"served_name": "b"}
+    first = box.client.switch(SwitchRequest("b", StartRequest(held, environ)))
     same = box.client.switch(SwitchRequest("b"))
     assert same.id == first.id
     second = box.client.switch(SwitchRequest("c", StartRequest(named("c"), environ)))
     assert [one.to for one in box.client.snapshot().switches] == ["b", "c"]
+    box.let_start("b")
     assert until_over(box, first).outcome == "done"
     assert until_over(box, second).outcome == "done"
     assert [box.server(name).state for name in "abc"] == [ServerState.STOPPED, ServerState.STOPPED, ServerState.READY]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 from backends import paths
 from backends.snapshots import ServerState
+from backends.switches import Switch
 from tests.gpu.conftest import nvml_library  # noqa: F401
+from tests.keeper.conftest import PATIENCE_S
 from tests.keeper.switch_box import SwitchBox, switch_box_in
 
 READY, SLEEPING = ServerState.READY, ServerState.SLEEPING
@@ -60,22 +63,25 @@ def test_a_switch_is_carried_on(kept_box: SwitchBox, level: int, step: str) -> N
         asking.start()
         box.until(lambda server: _in_flight(box, awake), awake)
     switch = box.begin_switch(target, level=level, drain_s=5.0)
-    assert box.during(switch, lambda now: bool(now.steps) and now.steps[-1].name == step)
+    assert box.during(switch, lambda now: reached(now, step))
     box.kill_keeper()
     done = box.over(switch)
     assert (done.outcome, done.error) == ("done", None)
     assert box.states(target, awake) == [READY, SLEEPING]
     assert box.ask(target) == "You asked: hello"
-    assert not list(paths.state_dir().glob("switch-*"))
+    deadline = time.monotonic() + PATIENCE_S
+    while list(paths.state_dir().glob("switch-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     if asking is not None:
-        asking.join(30.0)
+        asking.join(PATIENCE_S)
 
 
 def test_a_switch_is_taken_back(kept_box: SwitchBox) -> None:
     box = kept_box
     _, awake = asleep_and_awake(box)
     switch = box.begin_switch(box.sleepy("c", fail="no such tensor", start=0.5))
-    assert box.during(switch, lambda now: bool(now.steps) and now.steps[-1].name == "restore")
+    assert box.during(switch, lambda now: reached(now, "restore"))
     box.kill_keeper()
     done = box.over(switch)
     assert done.outcome == "restored"
@@ -88,11 +94,16 @@ def test_a_start_is_carried_on(kept_box: SwitchBox) -> None:
     box = kept_box
     _, awake = asleep_and_awake(box)
     switch = box.begin_switch(box.sleepy("d", start=1.0))
-    assert box.during(switch, lambda now: bool(now.steps) and now.steps[-1].name == "start")
+    assert box.during(switch, lambda now: reached(now, "start"))
     box.kill_keeper()
     done = box.over(switch)
     assert (done.outcome, done.error) == ("done", None)
     assert box.states(awake, "d") == [SLEEPING, READY]
+
+
+def reached(switch: Switch, step: str) -> bool:
+    # Not only the last: a machine with much else to do may see none but the next.
+    return any(one.name == step for one in switch.steps)
 
 
 def _in_flight(box: SwitchBox, name: str) -> bool:
