@@ -9,7 +9,7 @@ QUIET := $(if $(MAKE_TERMOUT),,--quiet --progress-bar off)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # What is made here once and shared by the demo and the tests.
 export GPUBOX_DEMO_MODEL_DIR ?= $(CURDIR)/.cache
-FAST := tests/unit tests/processes tests/keeper tests/gpu tests/tui tests/web tests/snapshots
+FAST := tests/unit tests/processes tests/front tests/keeper tests/gpu tests/tui tests/web tests/snapshots
 
 .DEFAULT_GOAL := help
 .PHONY: help venv dev cpu-engine demo demo-model test test-fast check faults picture clean
