@@ -75,10 +75,10 @@ async def test_who_will_sleep_counts_down_while_nothing_is_asked() -> None:
         await opened(pilot, app, AWAKE)
         link.say(ServerUpdate(idle))
         await until(pilot, lambda: "● ready · z 4:10/10:00" in row(pilot, AWAKE), "the time left")
-        assert "sleeps in 4:10 / 10:00 · holds" in shown(pilot)
+        await until(pilot, lambda: "sleeps in 4:10 / 10:00 · holds" in shown(pilot), "the time left in the details")
         link.say(ServerUpdate(replace(idle, idle=Idle(600.0, None))))
         await until(pilot, lambda: "sleeps after 10:00 without work" in shown(pilot), "the details while it works")
-        assert "z " not in row(pilot, AWAKE)
+        await until(pilot, lambda: "z " not in row(pilot, AWAKE), "the row while it works")
 
 
 async def test_s_switches_to_the_selected_server_without_a_question_where_nobody_gives_way() -> None:
@@ -93,7 +93,7 @@ async def test_s_switches_to_the_selected_server_without_a_question_where_nobody
         link.say(SwitchUpdate(Switch("1", ASLEEP, NOW - 2, (step,))))
         link.say(ServerUpdate(replace(named(link, ASLEEP), state=ServerState.WAKING, sleep=None)))
         await until(pilot, lambda: "waking · weights" in row(pilot, ASLEEP), "the step")
-        assert "weights 1.50 s …" in shown(pilot)
+        await until(pilot, lambda: "weights 1.50 s …" in shown(pilot), "the step in the details")
 
 
 async def test_s_asks_where_somebody_in_use_would_stop() -> None:
@@ -103,7 +103,7 @@ async def test_s_asks_where_somebody_in_use_would_stop() -> None:
         await opened(pilot, app, "qwen2.5-14b")
         await pilot.press("s")
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "the question")
-        assert "llama-3.3-70b stops. It has" in shown(pilot)
+        await until(pilot, lambda: "llama-3.3-70b stops. It has" in shown(pilot), "who stops")
         await pilot.press("escape")
         assert link.requests() == []
 
@@ -181,7 +181,7 @@ async def test_the_sheet_lets_a_profile_sleep_and_start_asleep(store: Store) -> 
         assert "asleep (Z)" not in shown(pilot)
         await pilot.press("z", "Z")
         await until(pilot, lambda: "[x] sleep (z) [x] asleep (Z)" in shown(pilot), "both")
-        assert "--enable-sleep-mode" in shown(pilot)
+        await until(pilot, lambda: "--enable-sleep-mode" in shown(pilot), "the command line")
         await pilot.press("enter")
         await until(pilot, lambda: link.requests() != [], "the request")
         request = link.requests()[0][1]

@@ -75,7 +75,7 @@ async def test_it_lists_what_could_serve_and_begins_on_what_fell_asleep_last(
         assert "13.0 GiB" in row
         assert "now" in line(pilot, f" 4  {AWAKE} ")
         assert "cannot" in line(pilot, "✗ failed")
-        assert "wakes from level 1 on GPU 2 · ~0.9 s" in shown(pilot)
+        await until(pilot, lambda: "wakes from level 1 on GPU 2 · ~0.9 s" in shown(pilot), "the way")
         assert f"{AWAKE} (GPU 2) sleeps, level 1" in shown(pilot)
         assert "careful: it pins host memory" in shown(pilot)
         assert "wrong" not in [word for one in shown(pilot).splitlines() for word in one.split()]
@@ -94,7 +94,7 @@ async def test_a_number_switches_at_once_and_its_steps_are_told_as_they_go() -> 
         running = Switch("1", ASLEEP, NOW - 0.5, (sleep,))
         link.say(SwitchUpdate(running))
         await until(pilot, lambda: "▸ sleep" in shown(pilot), "the step")
-        assert f"to {ASLEEP} · 0.50 s" in shown(pilot)
+        await until(pilot, lambda: f"to {ASLEEP} · 0.50 s" in shown(pilot), "the time until now")
         wake = SwitchStep("wake", ASLEEP, NOW - 0.2)
         link.say(SwitchUpdate(replace(running, steps=(replace(sleep, took_s=0.3), wake))))
         await until(pilot, lambda: "▸ wake" in shown(pilot), "the next step")
@@ -127,7 +127,7 @@ async def test_requests_that_run_on_who_gives_way_are_asked_for_first() -> None:
         await opened(pilot)
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "the question")
-        assert f"{AWAKE} falls asleep" in shown(pilot)
+        await until(pilot, lambda: f"{AWAKE} falls asleep" in shown(pilot), "who gives way")
         assert "running requests" in shown(pilot)
         await pilot.press("n")
         await until(pilot, lambda: isinstance(app.screen, SwitcherScreen), "the switcher again")
