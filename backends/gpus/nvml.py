@@ -6,6 +6,7 @@ off the bus stays listed under its last known index, UUID and name. A driver tha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import time
 from collections.abc import Callable, Sequence
@@ -115,6 +116,19 @@ class Nvml:
                 found[uuid] = used if isinstance(used, Missing) else Missing(NO_MEMORY_FIGURE)
             else:
                 found[uuid] = MemoryNow(used, free)
+        return found
+
+    def held(self, uuids: Sequence[str]) -> dict[str, dict[int, int]]:
+        """Return what each process holds of GPUs now, in bytes by UUID and pid, as `memory` does.
+
+        What the driver does not tell is left out.
+        """
+        found: dict[str, dict[int, int]] = {}
+        for uuid in uuids:
+            with contextlib.suppress(pynvml.NVMLError):
+                listed = processes(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+                told = () if isinstance(listed, Missing) else listed
+                found[uuid] = {one.pid: one.memory_bytes for one in told if not isinstance(one.memory_bytes, Missing)}
         return found
 
     def persistence(self) -> dict[str, bool | Missing]:

@@ -40,6 +40,10 @@ class GpuReader(Protocol):
         """Read nothing but the memory of GPUs, by UUID; at any time, in any thread."""
         ...
 
+    def held(self, uuids: Sequence[str]) -> dict[str, dict[int, int]]:
+        """Read nothing but what processes hold of GPUs, in bytes by UUID and pid; at any time, in any thread."""
+        ...
+
 
 class BoxSampler:
     """Reads the box; blocking, so the keeper calls it in a thread."""
@@ -64,6 +68,10 @@ class BoxSampler:
     def memory(self, uuids: Sequence[str]) -> dict[str, MemoryNow | Missing]:
         """Return nothing but the memory of GPUs, by UUID; any thread may call it at any time."""
         return self._gpus.memory(uuids)
+
+    def held(self, uuids: Sequence[str]) -> dict[str, dict[int, int]]:
+        """Return what processes hold of GPUs, in bytes by UUID and pid; any thread may call it at any time."""
+        return self._gpus.held(uuids)
 
     def host_available_bytes(self) -> int:
         """Return how much of the host's memory is to be had; any thread may call it at any time."""

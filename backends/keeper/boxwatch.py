@@ -7,11 +7,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backends import paths
 from backends.gpus.ownership import Origins, attributed
+from backends.gpus.processes import line_of
 from backends.gpus.sampler import BoxSampler, MemoryNow
 from backends.gpus.xids import meaning
 from backends.keeper.events import Hub
@@ -33,6 +34,17 @@ MEMORY_BACK_S = 15.0
 MEMORY_LOOK_S = 0.25
 SLACK_BYTES = 512 << 20
 """Memory that may stay on a GPU after a server of ours ended (the driver's own, a neighbour's growth)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What of GPUs is used and free at one moment, and what one server has `held` of them, in bytes by UUID.
+
+    A GPU of which the server is not seen to hold anything, or whose processes cannot be told, is left out of `held`.
+    """
+
+    memory: Mapping[str, MemoryNow | Missing]
+    held: Mapping[str, int]
 
 
 class BoxWatch:
@@ -88,6 +100,12 @@ class BoxWatch:
         """Return what is free of GPUs at this moment, by UUID, as `memory_now` does."""
         read = await self.memory_now(uuids)
         return {uuid: one if isinstance(one, Missing) else one.free_bytes for uuid, one in read.items()}
+
+    async def holdings(self, server: str, uuids: Sequence[str]) -> Holdings:
+        """Return what a server holds of GPUs at this moment, and what is free of them: some milliseconds at most."""
+        if self._sampler is None:
+            return Holdings(await self.memory_now(uuids), {})
+        return await asyncio.to_thread(_holdings, self._sampler, server, uuids, self._roots())
 
     def held_by(self, server: str, since: float = 0.0) -> dict[str, int]:
         """Return what a server holds of GPUs by the newest reading, in bytes by UUID; what cannot be seen is left out.
@@ -176,6 +194,15 @@ class BoxWatch:
                 return f"GPU memory has not come back after {MEMORY_BACK_S:.0f} s: {', '.join(held)}"
             lost = [f"GPU {gpu.index}: {gpu.refusal}" for gpu in gpus if isinstance(gpu.memory_used_bytes, Missing)]
             return f"whether its memory is back is not known: {', '.join(lost)}" if lost else ""
+
+
+def _holdings(sampler: BoxSampler, server: str, uuids: Sequence[str], roots: Mapping[int, str]) -> Holdings:
+    held: dict[str, int] = {}
+    for uuid, sizes in sampler.held(uuids).items():
+        for pid, size in sizes.items():
+            if any(roots.get(one.pid) == server for one in line_of(pid)):
+                held[uuid] = held.get(uuid, 0) + size
+    return Holdings(sampler.memory(uuids), held)
 
 
 def _servers_dir() -> Path:

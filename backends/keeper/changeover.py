@@ -18,6 +18,7 @@ from backends.engines.http import EngineHttp
 from backends.engines.sleeping import EngineRefusedError, first_token
 from backends.errors import ConflictError, GpuboxError, SleepFailedError, StartFailedError, WakeFailedError
 from backends.keeper import journal as journals
+from backends.keeper.holding import HalfAwakeError
 from backends.keeper.journal import Journal
 from backends.keeper.standing import GOING
 from backends.snapshots import ServerState, SwitchUpdate
@@ -25,7 +26,7 @@ from backends.switches import GivingWay, Level, Switch, SwitchStep, Way, Yield
 
 if TYPE_CHECKING:
     from backends.keeper.events import Hub
-    from backends.keeper.sleeping import OnStep
+    from backends.keeper.sleeping import Note, OnStep
     from backends.keeper.standing import Books
     from backends.keeper.supervisor import Supervisor
 
@@ -33,7 +34,11 @@ log = logging.getLogger(__name__)
 
 MOVING = (ServerState.FALLING_ASLEEP, ServerState.WAKING)
 ROOM_WITHIN_S = 5.0
-ROOM_LOOK_S = 0.1
+"""What sleeps may tell late that it has given its memory back, to a keeper that has just begun above all."""
+
+RESTORED_WITHIN_S = 30.0
+"""So long who served before waits for room that another has taken meanwhile."""
+
 LEVELS: dict[Yield, Level] = {Yield.SLEEP_1: 1, Yield.SLEEP_2: 2}
 
 
@@ -123,7 +128,11 @@ class Changeover:
                 break
             if supervisor is not None and state is ServerState.SLEEPING and not woken:
                 woken = True
-                await self._wake(supervisor)
+                try:
+                    await supervisor.wake(on_step=self._stepper(name), room_within_s=ROOM_WITHIN_S)
+                except HalfAwakeError as problem:
+                    await self._keep(way=Way.START)
+                    await self._stop(GivingWay(name, Yield.STOP), problem.message)
             elif supervisor is not None and supervisor.server.is_live and state is not ServerState.SLEEPING:
                 await self._await_serving(supervisor)
             elif self._journal.way is Way.START and not started and not self._was_started(supervisor):
@@ -136,24 +145,6 @@ class Changeover:
         if supervisor.server.engine == "vllm":  # others make a token before they call themselves ready
             async with self._step("first-token", name):
                 await _first_token(supervisor)
-
-    async def _wake(self, supervisor: Supervisor) -> None:
-        """Wake the server; where there is no room for it yet, wait for that within reason.
-
-        What sleeps may tell late that it has given its memory back, to a keeper that has just begun above all.
-        """
-        deadline = time.monotonic() + ROOM_WITHIN_S
-        while True:
-            try:
-                await supervisor.wake(on_step=self._stepper(self._journal.to))
-            except WakeFailedError:
-                self._check_wanted()
-                if supervisor.server.state is not ServerState.SLEEPING or time.monotonic() > deadline:
-                    raise
-            else:
-                return
-            async with self._step("memory", self._journal.to):
-                await asyncio.sleep(ROOM_LOOK_S)
 
     async def _await_serving(self, supervisor: Supervisor) -> None:
         """Wait for a server that is on its way; its start is a step of the switch."""
@@ -178,20 +169,24 @@ class Changeover:
 
     async def _restore(self) -> Switch:
         """Have those serve again who did, where they have not been stopped by a person."""
-        name = self._journal.to
+        name, why = self._journal.to, ""
         wanted = [one for one in self._journal.served if one not in self.stopped]
         if wanted:
             try:
                 await self._clear(name)
                 await _all(self._serve_again(one) for one in wanted)
             except (GpuboxError, OSError) as problem:
-                log.warning("switch to %s: what served before does not again: %s", name, problem)
+                why = problem.message if isinstance(problem, GpuboxError) else str(problem)
+                log.warning("switch to %s: what served before does not again: %s", name, why)
         supervisors = self._books.supervisors()
         serving = {one for one, found in supervisors.items() if found.server.state is ServerState.READY}
         lost = [one for one in wanted if one not in serving]
         error = self._journal.error or "the switch failed"
-        if lost:
-            error = f"{error}; {', '.join(lost)} could not be restored"
+        for one in lost:
+            if one in supervisors and supervisors[one].server.state is ServerState.SLEEPING:
+                error = f"{error}; {one} stays asleep ({why}), gpubox switch {one} brings it back"
+            else:
+                error = f"{error}; {one} could not be restored"
         return self._over("restored" if wanted and not lost else "failed", error)
 
     async def _clear(self, name: str) -> None:
@@ -208,9 +203,9 @@ class Changeover:
         if supervisor is None:
             return
         await self._until(supervisor, lambda state: state not in (*MOVING, *GOING))
-        async with self._step("restore", name):
+        async with self._step("restore", name) as note:
             if supervisor.server.state is ServerState.SLEEPING:
-                await supervisor.wake()
+                await supervisor.wake(on_step=_within(note), room_within_s=RESTORED_WITHIN_S)
             elif not supervisor.server.is_live:
                 await self._books.restart(name)
                 supervisor = self._books.supervisors()[name]
@@ -238,15 +233,25 @@ class Changeover:
         return lambda name: self._step(name, server)
 
     @contextlib.asynccontextmanager
-    async def _step(self, name: str, server: str, note: str = "") -> AsyncIterator[None]:
-        """Tell of a step, and in the end how long it took; one that fails has its error as its note."""
+    async def _step(self, name: str, server: str, note: str = "") -> AsyncIterator[Note]:
+        """Tell of a step, and in the end how long it took; what it is given is told as its note, its error in the end.
+
+        What it waited for is of no interest once it has come.
+        """
         steps, begun = list(self.switch.steps), time.monotonic()
         if steps and (steps[-1].name, steps[-1].server) == (name, server):  # it goes on
             begun -= steps.pop().took_s or 0.0
         place = len(steps)
         self._tell((*steps, SwitchStep(name, server, time.time() - (time.monotonic() - begun), note=note)))
+
+        def say(text: str) -> None:
+            now = list(self.switch.steps)
+            if now[place].note != text:
+                now[place] = replace(now[place], note=text)
+                self._tell(tuple(now))
+
         try:
-            yield
+            yield say
         except (GpuboxError, OSError) as problem:
             note = problem.message if isinstance(problem, GpuboxError) else str(problem)
             raise
@@ -261,6 +266,16 @@ class Changeover:
 
     async def _until(self, supervisor: Supervisor, reached: Callable[[ServerState], bool]) -> None:
         await until(self._hub, supervisor, reached)
+
+
+def _within(note: Note) -> OnStep:
+    """Take the steps of a wake as part of one that is told already."""
+
+    @contextlib.asynccontextmanager
+    async def on_step(_: str) -> AsyncIterator[Note]:
+        yield note
+
+    return on_step
 
 
 async def _first_token(supervisor: Supervisor) -> None:

@@ -58,12 +58,14 @@ def claim(
     memory: Mapping[str, MemoryNow | Missing],
     promised: Mapping[str, Grant],
     *,
+    held: Mapping[str, int] | None = None,
     must_be_free: bool = True,
 ) -> None:
     """Grant a server all that it needs awake, where nobody else was granted it; blocks for a moment.
 
-    By `memory` it `must_be_free` now, too, unless it is waited for later. `promised` are GPUs that are just being given
-    to another server. Raises GpuBusyError, KeeperError, OSError.
+    By `memory` it `must_be_free` now, too, unless it is waited for later: beside what the server is seen to have `held`
+    already, in bytes by UUID, or else beside what it is granted. `promised` are GPUs that are just being given to
+    another server. Raises GpuBusyError, KeeperError, OSError.
     """
     needs = needs_of(record)
     with ledger.changing():
@@ -80,8 +82,11 @@ def claim(
             if must_be_free and needed is not None:
                 own = next((one.memory_bytes or 0 for one in granted.get(uuid, ()) if _is_own(one, record)), 0)
                 # What it gave back it takes again, also where that was more than its share.
-                gave_back = record.awake_bytes.get(uuid, 0) - record.asleep_bytes.get(uuid, 0)
-                _check_free(gpu, max(needed - own, gave_back), now)
+                awake = record.awake_bytes.get(uuid, 0)
+                lacks = max(needed - own, awake - record.asleep_bytes.get(uuid, 0))
+                if held is not None and uuid in held:
+                    lacks = max(needed, awake) - held[uuid]
+                _check_free(gpu, lacks, now)
         try:
             ledger.resize(record.name, needs)
         except KeyError as missing:

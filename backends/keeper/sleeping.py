@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, NoReturn
 
 from backends.engines.http import EngineHttp
 from backends.engines.sleeping import fall_asleep, sleep_level, take_step, wake_steps
-from backends.errors import GpuboxError, SleepFailedError, WakeFailedError
+from backends.errors import GpuboxError, GpuBusyError, SleepFailedError, WakeFailedError
+from backends.keeper.holding import HalfAwakeError, Scales, await_room, given_back, take_room
 from backends.keeper.pinning import host_use, pinned_between
-from backends.keeper.rooms import GIB, LEFT_ASLEEP_BYTES, claim, resize
+from backends.keeper.rooms import GIB, LEFT_ASLEEP_BYTES, resize
 from backends.processes.facts import signal as send_signal
-from backends.snapshots import Missing, ServerState
+from backends.snapshots import ServerState
 from backends.starts import Stage
 from backends.switches import Level, Sleep
 
 if TYPE_CHECKING:
-    from backends.gpus.sampler import MemoryNow
     from backends.keeper.subject import Subject
 
 log = logging.getLogger(__name__)
 
-OnStep = Callable[[str], AbstractAsyncContextManager[object]]
+Note = Callable[[str], None]
+"""Says what a step waits for."""
+
+OnStep = Callable[[str], AbstractAsyncContextManager[Note]]
 """Called with the name of each step (as in SwitchStep) to make the context in which that step is taken."""
 
-MEMORY_GONE_S = 3.0
-MEMORY_LOOK_S = 0.01
-WEIGHED_AGAIN_BYTES = 64 << 20
 SETTLES_WITHIN_S = 900.0
 """An engine that is falling asleep or waking answers whether it sleeps once that is over."""
 
@@ -43,9 +43,9 @@ _STANDING = (
 
 
 @contextlib.asynccontextmanager
-async def untimed(_: str) -> AsyncIterator[None]:
+async def untimed(_: str) -> AsyncIterator[Note]:
     """Take a step that nobody times."""
-    yield
+    yield lambda _: None
 
 
 class Sleeper:
@@ -56,6 +56,7 @@ class Sleeper:
         self._task: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
         self._keeps_room = False
+        self._scales = Scales(subject)
         self.failed_to_wake: str | None = None
 
     async def sleep(
@@ -84,8 +85,13 @@ class Sleeper:
         work = self._fall_asleep(level, None if only_idle else drain_s, on_step, keeps_room=keeps_room)
         await self._carry_out(work, SleepFailedError)
 
-    async def wake(self, *, on_step: OnStep = untimed) -> None:
-        """See Supervisor.wake."""
+    async def wake(self, *, on_step: OnStep = untimed, room_within_s: float = 0.0) -> None:
+        """Wake it once all that it needs is free on its GPUs, for which it waits so long; returns once it serves.
+
+        One that fails to wake is ended, and its memory waited for. Raises WakeFailedError, also where there is no room
+        in time (it sleeps on then), where it is stopped or ends meanwhile, and where it does not sleep; HalfAwakeError
+        where it holds far more than it left asleep.
+        """
         await self._over()
         subject = self._subject
         if subject.state is ServerState.READY:
@@ -94,27 +100,39 @@ class Sleeper:
             raise WakeFailedError(f"server {subject.name} is {subject.state}")
         # The state is told first: nobody else may begin to change it.
         subject.become(ServerState.WAKING, stage=Stage("memory", time.time()))
-        await self._carry_out(self._wake(subject.server.sleep.level, on_step), WakeFailedError)
+        await self._carry_out(self._wake(subject.server.sleep.level, on_step, room_within_s), WakeFailedError)
 
     async def settle(self) -> None:
         """Go by the engine's own word to where it is: asleep, or awake. A wake that was begun is carried on."""
-        busy = self._task is not None and not self._task.done()
-        if not busy and self._subject.state in _STANDING:
+        if not self._is_busy and self._subject.state in _STANDING:
             with contextlib.suppress(GpuboxError):
                 await self._carry_out(self._settle(), SleepFailedError)
 
     async def weigh(self) -> None:
-        """Have as much granted to a sleeping engine as it is seen to hold: that may come down later than it says."""
-        subject = self._subject
-        sleep = subject.server.sleep
-        busy = self._task is not None and not self._task.done()
-        if subject.state is not ServerState.SLEEPING or sleep is None or self._keeps_room or busy:
+        """Have as much granted to a sleeping engine as it is seen to hold: that may come down later than it says.
+
+        One that holds far more than it left, by two readings, is told to be half awake.
+        """
+        subject, asleep = self._subject, self._subject.server.sleep
+        if not self._may_weigh or asleep is None:
             return
-        held, known = subject.around.box.held_by(subject.name, sleep.since), subject.record.asleep_bytes
-        if any(abs(size - known.get(uuid, 0)) > WEIGHED_AGAIN_BYTES for uuid, size in held.items()):
-            subject.keep(durable=False, asleep_bytes={**known, **held})
+        held = (await subject.around.box.holdings(subject.name, subject.record.gpus)).held
+        if self._may_weigh and subject.server.sleep == asleep and self._scales.weigh(held):
             with contextlib.suppress(GpuboxError):
                 await self._carry_out(self._grant(held), SleepFailedError)
+
+    @property
+    def half_awake(self) -> str:
+        """What it holds too much of for one that sleeps, as it was seen; empty: it does not."""
+        return self._scales.half_awake
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    @property
+    def _may_weigh(self) -> bool:
+        return self._subject.state is ServerState.SLEEPING and not self._keeps_room and not self._is_busy
 
     async def _grant(self, memory: Mapping[str, int | None]) -> None:
         await asyncio.to_thread(resize, self._subject.around.ledger, self._subject.record, memory)
@@ -149,6 +167,7 @@ class Sleeper:
 
     def gone(self) -> None:
         """Let go who waits for the end of an engine that did not wake."""
+        self._scales.clear()
         self._gone.set()
 
     def begin_again(self) -> None:
@@ -164,7 +183,7 @@ class Sleeper:
 
     async def _over(self) -> None:
         """Wait for the end of the change that goes on, and of what others began who waited for it, too."""
-        while self._task is not None and not self._task.done():
+        while self._task is not None and self._is_busy:
             await asyncio.wait({self._task})
 
     async def _carry_out(self, work: Coroutine[None, None, None], failure: type[GpuboxError]) -> None:
@@ -186,18 +205,19 @@ class Sleeper:
         return EngineHttp(subject.server.address, subject.api_key(), uds=subject.record.uds, read_s=read_s)
 
     @contextlib.asynccontextmanager
-    async def _step(self, on_step: OnStep, name: str) -> AsyncIterator[None]:
+    async def _step(self, on_step: OnStep, name: str) -> AsyncIterator[Note]:
         self._subject.show(stage=Stage(name, time.time()))
-        async with on_step(name):
-            yield
+        async with on_step(name) as note:
+            yield note
 
     async def _fall_asleep(self, level: Level, drain_s: float | None, on_step: OnStep, *, keeps_room: bool) -> None:
         subject, box = self._subject, self._subject.around.box
         begun, uuids = time.monotonic(), subject.record.gpus
         async with self._http() as http:
             async with self._step(on_step, "drain"):
-                await self._drain(drain_s)
-            before, held = await box.memory_now(uuids), box.held_by(subject.name)
+                before, _ = await asyncio.gather(box.holdings(subject.name, uuids), self._drain(drain_s))
+            if any(uuid not in before.held for uuid in uuids):  # what others took meanwhile would count as its own
+                before = await box.holdings(subject.name, uuids)
             # What it has pinned once it keeps: later sleeps take no more.
             unpinned = await host_use(subject) if level == 1 and not subject.record.host_bytes else None
             try:
@@ -206,7 +226,7 @@ class Sleeper:
             except OSError as problem:
                 await self._stay_awake(http, level, problem)
         async with self._step(on_step, "memory"):
-            left = await self._memory_gone(before, held)
+            left = await given_back(subject, before)
         if unpinned is not None:
             subject.keep(durable=False, host_bytes=pinned_between(unpinned, await host_use(subject)))
         await self._lie_down(level, left, keeps_room=keeps_room)
@@ -237,36 +257,11 @@ class Sleeper:
         self._subject.tell("sleep-failed", f"stays awake: {problem}")
         raise SleepFailedError(f"server {self._subject.name} did not fall asleep: {problem}")
 
-    async def _memory_gone(self, before: Mapping[str, MemoryNow | Missing], held: Mapping[str, int]) -> dict[str, int]:
-        """Wait until NVML shows that the engine has given memory back; returns what it has left, in bytes by UUID."""
-        subject, deadline = self._subject, time.monotonic() + MEMORY_GONE_S
-        while True:  # NVML tells of no event
-            now = await subject.around.box.memory_now(subject.record.gpus)
-            awake: dict[str, int] = {}
-            left: dict[str, int] = {}
-            stuck = []
-            for uuid, memory in now.items():
-                earlier = before[uuid]
-                if isinstance(memory, Missing) or isinstance(earlier, Missing):
-                    continue
-                freed = earlier.used_bytes - memory.used_bytes
-                awake[uuid] = held.get(uuid) or subject.record.reserved.get(uuid) or earlier.used_bytes
-                left[uuid] = max(0, awake[uuid] - freed) if uuid in held else LEFT_ASLEEP_BYTES
-                if freed < awake[uuid] // 2:
-                    stuck.append(uuid)
-            if not stuck or time.monotonic() > deadline:
-                break
-            await asyncio.sleep(MEMORY_LOOK_S)
-        if stuck:
-            still = ", ".join(f"{left[uuid] / GIB:.1f} GiB of {uuid[:12]}" for uuid in stuck)
-            subject.tell("memory", f"sleeps, but has not given its memory back: {still}")
-        subject.keep(durable=False, awake_bytes=awake, asleep_bytes=left)
-        return left
-
     async def _lie_down(self, level: Level, left: Mapping[str, int], *, keeps_room: bool = False) -> None:
         """Be asleep: in the ledger, at the front, in the record, and for all to see."""
         subject = self._subject
         self._keeps_room = keeps_room
+        self._scales.clear()
         await asyncio.gather(self._grant({} if keeps_room else left), self._tell_front(ServerState.SLEEPING))
         subject.keep(durable=False, asked_level=level, changing=None)
         subject.become(
@@ -285,6 +280,7 @@ class Sleeper:
         if subject.front is not None:
             subject.front.expects = False
         await self._tell_front(ServerState.READY)
+        self._scales.clear()
         if subject.state is not ServerState.READY:
             subject.become(ServerState.READY, stage=None, sleep=None)
 
@@ -292,24 +288,38 @@ class Sleeper:
         if self._subject.front is not None:
             await self._subject.front.tell(state)
 
-    async def _wake(self, level: Level, on_step: OnStep) -> None:
+    async def _wake(self, level: Level, on_step: OnStep, room_within_s: float) -> None:
         subject, begun = self._subject, time.monotonic()
         try:
-            await asyncio.gather(self._take_room(), self._tell_front(ServerState.WAKING))
+            await asyncio.gather(self._take_room(on_step, room_within_s), self._tell_front(ServerState.WAKING))
         except GpuboxError as problem:
+            if isinstance(problem, HalfAwakeError) and await self._is_awake(level):
+                await self._grant(subject.record.reserved)
+                await self._be_awake()
+                return
             subject.become(ServerState.SLEEPING, stage=None)
             await self._tell_front(ServerState.SLEEPING)
+            if isinstance(problem, HalfAwakeError):
+                raise
             raise WakeFailedError(f"server {subject.name} cannot wake: {problem.message}", problem.hint) from None
         subject.keep(durable=False, changing="wake")
         await self._wake_up(level, on_step)
         subject.tell("awake", f"awake after {time.monotonic() - begun:.2f} s")
 
-    async def _take_room(self) -> None:
-        """Be granted all that it needs, where that is granted to nobody else and NVML shows it free."""
-        subject = self._subject
-        memory = await subject.around.box.memory_now(subject.record.gpus)
-        promised = subject.around.switching.promised(subject.name)
-        await asyncio.to_thread(claim, subject.around.ledger, subject.record, memory, promised)
+    async def _take_room(self, on_step: OnStep, within_s: float) -> None:
+        """Be granted all that it needs, and see that it is free; that it is waited for is a step."""
+        try:
+            await take_room(self._subject)
+        except GpuBusyError:
+            async with self._step(on_step, "memory") as note:
+                await await_room(self._subject, within_s, note)
+
+    async def _is_awake(self, level: Level) -> bool:
+        try:
+            async with self._http() as http:
+                return await sleep_level(http, level) == 0
+        except OSError:
+            return False
 
     async def _wake_up(self, level: Level, on_step: OnStep) -> None:
         """Make the engine's calls, and see that it is awake; one that is not is ended."""
@@ -337,6 +347,15 @@ class Sleeper:
             f"server {subject.name} did not wake, and was ended: {why}", f"gpubox logs {subject.name}"
         )
 
+    async def _has_room(self) -> bool:
+        """Whether a wake that was begun can be carried on, as far as it came."""
+        try:
+            await take_room(self._subject, half_awake=True)
+        except GpuboxError as problem:
+            log.warning("%s cannot wake further: %s", self._subject.name, problem)
+            return False
+        return True
+
     async def _settle(self) -> None:
         subject = self._subject
         changing, asked = subject.record.changing, subject.record.asked_level
@@ -356,7 +375,7 @@ class Sleeper:
             if subject.state is not ServerState.READY or subject.record.asked_level is not None:
                 await self._grant(subject.record.reserved)
                 await self._be_awake()
-        elif changing == "wake":
+        elif changing == "wake" and await self._has_room():
             await self._wake_up(level, untimed)
         elif subject.state is not ServerState.SLEEPING or subject.record.asked_level != level or changing:
             await subject.around.box.fresh()

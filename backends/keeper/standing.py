@@ -94,7 +94,7 @@ class Standing:
             ceding: tuple[Ceding, ...] = ()
             if state is not ServerState.READY:
                 ceding = cede(request.name, needs, self._places(box), self._tenants(box, busy))
-            return await self._decided(request, way_of(supervisor.server), box, ceding, tuple(needs), None)
+            return await self._decided(request, way_of(supervisor), box, ceding, tuple(needs), None)
         start = self._start_of(request)
         profile = _profile_of(start)
         places, ceding = await self._placed(start, profile, box, busy)
@@ -240,10 +240,13 @@ class Standing:
         return tenants
 
 
-def way_of(server: Server) -> Way:
-    """Return how a server that lives comes to serve."""
+def way_of(supervisor: Supervisor) -> Way:
+    """Return how a server that lives comes to serve; one that is half awake is started again."""
+    server = supervisor.server
     if server.state is ServerState.READY:
         return Way.AWAKE
+    if supervisor.half_awake:
+        return Way.START
     if server.state in ASLEEP or server.state is ServerState.WAKING:
         return Way.WAKE_2 if server.sleep is not None and server.sleep.level == 2 else Way.WAKE_1
     return Way.START

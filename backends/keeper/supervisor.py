@@ -95,13 +95,9 @@ class Supervisor:
         """
         await self._sleeper.sleep(level, drain_s=drain_s, on_step=on_step, only_idle=only_idle)
 
-    async def wake(self, *, on_step: OnStep = untimed) -> None:
-        """Wake the engine where all that it needs is free on its GPUs; returns once it serves, at once where it does.
-
-        One that fails to wake is ended, and its memory waited for. Raises WakeFailedError, also where there is no room
-        (it sleeps on then), where it is stopped or ends meanwhile, and where it does not sleep.
-        """
-        await self._sleeper.wake(on_step=on_step)
+    async def wake(self, *, on_step: OnStep = untimed, room_within_s: float = 0.0) -> None:
+        """Wake the engine, see Sleeper.wake; at once where it serves. Raises WakeFailedError."""
+        await self._sleeper.wake(on_step=on_step, room_within_s=room_within_s)
 
     async def expect(self, *, soon: bool) -> None:
         """Have its front hold requests while it sleeps, since it is to be woken soon; or no longer."""
@@ -113,6 +109,11 @@ class Supervisor:
     def needs(self) -> dict[str, int | None]:
         """What it takes of its GPUs awake, in bytes by UUID; None is all of one, or not known."""
         return needs_of(self.record)
+
+    @property
+    def half_awake(self) -> str:
+        """See Sleeper.half_awake."""
+        return self._sleeper.half_awake
 
     @property
     def last_used_at(self) -> float:
