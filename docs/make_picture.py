@@ -24,6 +24,7 @@ PICTURES: dict[str, tuple[str, ...]] = {
     "chat": ("4",),
     "metrics": ("5",),
     "explain": ("5", "i"),
+    "switcher": ("2", "S"),
     "runs": ("6",),
     "profiles": ("7", "down", "down", "down", "o"),
     "events": ("2", "e"),

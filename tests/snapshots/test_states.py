@@ -92,6 +92,8 @@ DIALOGS: dict[str, tuple[str, ...]] = {
     "new-profile": ("7", "n"),
     "import": ("7", "p"),
     "diff": ("7", "v"),
+    "switcher": ("2", "S"),
+    "asleep": ("2", "down", "down", "down"),
 }
 
 
