@@ -17,7 +17,7 @@ from backends import paths
 from backends.client import ensure_keeper
 from backends.errors import KeeperError
 from backends.records import Records
-from backends.snapshots import Server, ServerState, StartRequest, SwitchRequest
+from backends.snapshots import Event, Server, ServerState, StartRequest, SwitchRequest
 from backends.switch_records import SwitchRecord, switches
 from backends.switches import Switch, SwitchChoice
 from tests.gpu.conftest import NvmlStub, StubGpu
@@ -81,9 +81,9 @@ class SwitchBox(Box):
         start = StartRequest(profile, self.engine_environ(), gpus=wishes.pop("gpus", None))
         return self.client.switch(SwitchRequest(profile["name"], start, **wishes))
 
-    def over(self, switch: Switch) -> SwitchRecord:
+    def over(self, switch: Switch, within_s: float = PATIENCE_S) -> SwitchRecord:
         """Return how a switch ended, by its record."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             with contextlib.suppress(KeeperError):
                 if not any(one.id == switch.id for one in self.client.snapshot().switches):
@@ -108,6 +108,15 @@ class SwitchBox(Box):
         while not any((event.kind, event.server) == (kind, name) for event in self.client.history()):
             assert time.monotonic() < deadline, f"{kind} is never told of {name}: {self.client.history()}"
             time.sleep(0.02)
+
+    def until_told(self, kind: str, server: str) -> list[Event]:
+        """Wait until events of a kind are told of a server, and return them."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if told := [one for one in self.client.history() if (one.kind, one.server) == (kind, server)]:
+                return told
+            time.sleep(0.02)
+        raise AssertionError(f"{kind} is never told of {server}")
 
     def kill_keeper(self) -> None:
         """Kill the keeper, and start another."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from backends import paths
+from backends.keeper.changeover import RESTORED_WITHIN_S
+from backends.keeper.holding import MEMORY_GONE_S
 from backends.snapshots import ServerState
 from backends.switches import Switch, Way
 from tests.gpu.conftest import StubGpu, nvml_library  # noqa: F401
@@ -42,7 +44,7 @@ def take(box: SwitchBox, size: int) -> int:
 def snatched(box: SwitchBox) -> tuple[Switch, int]:
     """Begin a switch from a to b, in which another takes what a gives back while it falls asleep."""
     box.start_one(box.sleepy("b"))
-    assert box.switch(box.sleepy("a", first_sleep=1.5)).outcome == "done"
+    assert box.switch(box.sleepy("a", first_sleep=3.0)).outcome == "done"
     switch = box.begin_switch("b")
     assert box.during(switch, lambda now: any(step.name == "sleep" for step in now.steps))
     return switch, take(box, 70 * GIB)
@@ -59,7 +61,7 @@ def test_room_that_another_takes_for_a_while_is_waited_for(box: SwitchBox) -> No
     assert (done.outcome, box.states("a", "b")) == ("restored", [READY, SLEEPING])
     assert f"pid {pid} sleep" in (done.error or "")
     # What another took meanwhile is not taken for what a had not given back.
-    assert all(step.took_s < 2.0 for step in done.steps if (step.name, step.server) == ("memory", "a"))
+    assert all(step.took_s < MEMORY_GONE_S for step in done.steps if (step.name, step.server) == ("memory", "a"))
     assert box.ask("a") == "You asked: hello"
     assert box.switch("b").outcome == "done"
 
@@ -67,7 +69,7 @@ def test_room_that_another_takes_for_a_while_is_waited_for(box: SwitchBox) -> No
 def test_who_finds_no_room_sleeps_on_and_is_not_killed(box: SwitchBox) -> None:
     switch, pid = snatched(box)
     engine = box.server("a").pid
-    done = box.over(switch)
+    done = box.over(switch, RESTORED_WITHIN_S + PATIENCE_S)
     assert (done.outcome, box.states("a", "b")) == ("failed", [SLEEPING, SLEEPING])
     assert f"pid {pid} sleep" in (done.error or "")
     assert "gpubox switch a brings it back" in (done.error or "")
@@ -109,3 +111,19 @@ def wake_by_hand(box: SwitchBox, name: str) -> int:
         door.connect(json.loads((paths.server_dir(name) / "server.json").read_text())["uds"])
         door.sendall(b"POST /wake_up HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         return int(door.recv(4096).split(b" ")[1])
+
+
+def test_who_is_primed_after_a_switch_pins_its_memory_then_and_whoever_wants_the_gpu_goes_first(box: SwitchBox) -> None:
+    assert box.switch(box.sleepy("a", more={"prime": True}, first_sleep=0.5)).outcome == "done"
+    assert box.ask("a") == "You asked: hello"  # held while it sleeps
+    told = [event.text for event in box.until_told("primed", "a")]
+    assert told[0].endswith("its next sleep is fast")
+    box.until(READY, "a")
+    switch = box.begin_switch(box.sleepy("b", more={"prime": True}, first_sleep=2.0))
+    assert box.over(switch).outcome == "done"
+    box.until(ServerState.FALLING_ASLEEP, "b")
+    assert box.switch("a").outcome == "done"
+    assert box.states("a", "b") == [READY, SLEEPING]
+    assert box.until_told("primed", "b")[0].text.endswith("it sleeps on, since its GPUs are wanted")
+    assert box.switch("b").outcome == "done"
+    assert box.ask("b") == "You asked: hello"
