@@ -16,6 +16,7 @@ from backends.engines.sleeping import fall_asleep, sleep_level, take_step, wake_
 from backends.errors import GpuboxError, GpuBusyError, SleepFailedError, WakeFailedError
 from backends.keeper.holding import HalfAwakeError, Scales, await_room, given_back, take_room
 from backends.keeper.pinning import host_use, pinned_between
+from backends.keeper.priming import prime
 from backends.keeper.rooms import GIB, LEFT_ASLEEP_BYTES, resize
 from backends.processes.facts import signal as send_signal
 from backends.snapshots import ServerState
@@ -146,19 +147,19 @@ class Sleeper:
         if not (subject.record.spare or subject.profile.prime) or not subject.server.can_sleep:
             return
         try:
-            level = await subject.around.switching.level_for(subject.name)
             if subject.record.spare:
-                await self.sleep(level)
-            elif level == 1:
-                begun = time.monotonic()
-                await self.sleep(1, only_idle=True, keeps_room=True)
-                await self.wake()
-                subject.tell("primed", f"primed in {time.monotonic() - begun:.1f} s: its next sleep is fast")
+                await self.sleep(await subject.around.switching.level_for(subject.name))
             else:
-                subject.tell("primed", "not primed: there is no host memory for a sleep at level 1")
+                await prime(subject, self)
         except GpuboxError as problem:
             if subject.state is ServerState.READY:
                 subject.tell("sleep-failed", f"stays awake: {problem.message}")
+
+    async def let_go(self) -> None:
+        """Have no more granted to it than it has left, where it was to keep its room asleep."""
+        self._keeps_room = False
+        await self._carry_out(self._grant(self._subject.record.asleep_bytes), SleepFailedError)
+        await self._tell_front(ServerState.SLEEPING)
 
     def overtake(self) -> None:
         """Give up what is being changed: the server is being stopped, or its engine has ended."""
@@ -262,7 +263,9 @@ class Sleeper:
         subject = self._subject
         self._keeps_room = keeps_room
         self._scales.clear()
-        await asyncio.gather(self._grant({} if keeps_room else left), self._tell_front(ServerState.SLEEPING))
+        # One that keeps its room wakes at once: requests are held until then.
+        front_state = ServerState.FALLING_ASLEEP if keeps_room else ServerState.SLEEPING
+        await asyncio.gather(self._grant({} if keeps_room else left), self._tell_front(front_state))
         subject.keep(durable=False, asked_level=level, changing=None)
         subject.become(
             ServerState.SLEEPING,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -34,6 +35,13 @@ class Switcher(Protocol):
         """
         ...
 
+    def calm(self, name: str) -> AbstractAsyncContextManager[Callable[[], bool]]:
+        """Keep switches off a server's GPUs, once the one to it is over; yields what tells whether any waits.
+
+        Raises ConflictError where others were before.
+        """
+        ...
+
     def promised(self, name: str) -> Mapping[str, Grant]:
         """Return by UUID to whom running switches give GPUs, but for what they give to the server `name`."""
         ...
@@ -51,6 +59,10 @@ class NoSwitching:
     async def level_for(self, name: str, asked: Level | None = None) -> Level:
         """See Switcher."""
         raise ConflictError(f"server {name} cannot sleep here")
+
+    def calm(self, name: str) -> AbstractAsyncContextManager[Callable[[], bool]]:
+        """See Switcher."""
+        return nullcontext(lambda: False)
 
     def promised(self, name: str) -> Mapping[str, Grant]:
         """See Switcher."""

@@ -106,6 +106,19 @@ class Switching:
         await asyncio.gather(*(ended(self._hub, supervisors[stopping]) for stopping in choice.stops))
         return level
 
+    @contextlib.asynccontextmanager
+    async def calm(self, name: str) -> AsyncIterator[Callable[[], bool]]:
+        """See Switcher."""
+        places, own = frozenset(self._standing().named(name).record.gpus), self._on_for(name)
+
+        def is_wanted(but: _Ticket | None) -> bool:
+            return any(one is not but and (one.places is None or one.places & places) for one in self._queue)
+
+        if is_wanted(own if own is not None and own.changeover is not None else None):
+            raise ConflictError("not primed: its GPUs are wanted")
+        async with self._turn(name, places) as ticket:
+            yield lambda: is_wanted(ticket)
+
     def promised(self, name: str) -> Mapping[str, Grant]:
         """See Switcher."""
         given = [one for one in self._queue if one.changeover is not None and name not in (one.server, *one.giving)]
@@ -248,7 +261,7 @@ class Switching:
         self._moved = asyncio.Event()
 
     @contextlib.asynccontextmanager
-    async def _turn(self, name: str, places: Iterable[str]) -> AsyncIterator[None]:
+    async def _turn(self, name: str, places: Iterable[str]) -> AsyncIterator[_Ticket]:
         """Wait until no switch before this moment has these places, and keep later ones off them."""
         ticket = _Ticket(name, Switch("", name, time.time()), frozenset(places))
         self._queue.append(ticket)
@@ -258,7 +271,7 @@ class Switching:
                 for one in self._queue[: self._queue.index(ticket)]
             ):
                 await self._moved.wait()
-            yield
+            yield ticket
         finally:
             self._leave(ticket)
 
