@@ -50,6 +50,7 @@ class Changeover:
         self._books = books
         self._hub = hub
         self._clock = time.monotonic() - max(0.0, time.time() - journal.began_at)
+        self._written: asyncio.Task[None] | None = None
         self.stopped: set[str] = set()
         self.switch = Switch(journal.id, journal.to, journal.began_at, journal.steps)
 
@@ -67,11 +68,14 @@ class Changeover:
     async def _carried_out(self) -> Switch:
         if self._journal.phase != "restoring":
             try:
-                await asyncio.gather(self._keep(), self._expect(soon=True))
-                await self._give_way()
+                # Requests are kept from who gives way while it is written down; nothing else is changed before it is.
+                self._written = asyncio.create_task(self._keep())
+                await asyncio.gather(self._expect(soon=True), self._give_way())
+                await self._written
                 await self._take()
                 return self._over("done", None, took_s=time.monotonic() - self._clock)
             except (GpuboxError, OSError) as problem:
+                self._written = None
                 try:
                     await self._keep(phase="restoring", error=self._why(problem))
                 except OSError as full:  # who served before comes first
@@ -238,6 +242,8 @@ class Changeover:
 
         What it waited for is of no interest once it has come.
         """
+        if self._written is not None and name != "drain":
+            await asyncio.shield(self._written)
         steps, begun = list(self.switch.steps), time.monotonic()
         if steps and (steps[-1].name, steps[-1].server) == (name, server):  # it goes on
             begun -= steps.pop().took_s or 0.0

@@ -286,6 +286,7 @@ class Sleeper:
         self._scales.clear()
         if subject.state is not ServerState.READY:
             subject.become(ServerState.READY, stage=None, sleep=None)
+            subject.around.box.look_now()  # who plans the next switch finds it as it is
 
     async def _tell_front(self, state: ServerState) -> None:
         if self._subject.front is not None:
