@@ -19,7 +19,7 @@ PICTURES: dict[str, tuple[str, ...]] = {
     "box": ("1",),
     "servers": ("2",),
     "start": ("2", "tab", "down", "down", "down", "enter"),
-    "failed": ("2", "down", "down", "down", "f"),
+    "failed": ("2", "down", "down", "down", "down", "f"),
     "logs": ("3",),
     "chat": ("4",),
     "metrics": ("5",),

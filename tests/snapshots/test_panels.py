@@ -70,7 +70,7 @@ PANELS = {
     "box": (),
     "servers": ("2",),
     "profiles": ("2", "tab"),
-    "failed": ("2", "down", "down", "down"),
+    "failed": ("2", "down", "down", "down", "down"),
     "launch": ("2", "tab", "down", "down", "enter", "space", "down", "space"),
     "confirm": ("2", "x"),
     "logs": ("3",),

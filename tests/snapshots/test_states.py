@@ -79,7 +79,7 @@ DIALOGS: dict[str, tuple[str, ...]] = {
     "explain": ("5", "i"),
     "keys-of-logs": ("3", "question_mark"),
     "use": ("2", "u"),
-    "fix": ("2", "down", "down", "down", "f"),
+    "fix": ("2", "down", "down", "down", "down", "f"),
     "level": ("3", "v", "v"),
     "processes": ("3", "p"),
     "time": ("3", "at"),
