@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from backends.errors import GpuboxError
 from backends.front.config import PORT_IN_USE, FrontConfig, read_config
 from backends.front.link import FrontMode
 from backends.processes.facts import Identity
-from tests.front.conftest import KEY, ROOT, Front, Stage, StandIn, until
+from tests.front.conftest import KEY, LONG_S, ROOT, Front, Stage, StandIn, until
 from tests.keeper.conftest import free_port
 
 CHAT = "/v1/chat/completions"
@@ -103,8 +104,12 @@ async def test_a_front_ends_with_its_engine(stage: Stage, client: aiohttp.Client
 async def test_a_front_that_was_replaced_leaves_the_other_its_socket(stage: Stage) -> None:
     engine, front = await stage.pair()
     other = stage.front(engine, control_socket=front.config.control_socket)
-    while (await front.link.state()).pid != other.process.pid:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(LONG_S):
+        while True:
+            with suppress(OSError):  # while the socket changes hands
+                if (await front.link.state()).pid == other.process.pid:
+                    break
+            await asyncio.sleep(0.01)
     front.process.terminate()
     assert await front.ended() == 0
     assert (await other.link.state()).pid == other.process.pid
