@@ -112,7 +112,7 @@ def show(what: str, rounds: Sequence[Round], against: Sequence[Round]) -> None:
     for name in dict.fromkeys(step for one in rounds for step in one.steps):
         took = [one.steps[name] for one in rounds if name in one.steps]
         print(f"    {name:<13} median {statistics.median(took):7.3f} s   worst {max(took):7.3f} s")
-    for start in against:
+    for start in [one for one in against if "start" in one.steps]:  # it may have been up already
         print(f"  {start.what} took {start.client_s / median:.0f} × as long ({start.client_s:.1f} s)")
 
 
