@@ -17,7 +17,7 @@ from backends.snapshots import Connection, Event, Series, Server, SnapshotUpdate
 from backends.switches import Level, Switch, SwitchChoice
 
 if TYPE_CHECKING:
-    from backends.client import KeeperLink
+    from backends.link import KeeperLink
     from backends.records import Launch
 
 HINT = "open gpubox without --readonly to do that"

@@ -14,9 +14,9 @@ from textual.binding import Binding, BindingType
 from textual.dom import DOMNode
 from textual.reactive import reactive
 
-from backends.client import KeeperLink
 from backends.errors import ConflictError, GpuboxError, ProfileError
 from backends.handover import base_url_line, curl_line, launch_line, ssh_line
+from backends.link import KeeperLink
 from backends.readonly import refusal
 from backends.snapshots import Foreign, Missing, Server, ServerState, Snapshot, StartRequest, SwitchRequest
 from backends.switches import GivingWay, Switch, SwitchChoice, Way, Yield

@@ -20,7 +20,7 @@ from textual.filter import LineFilter
 from textual.reactive import reactive
 from textual.screen import Screen
 
-from backends.client import KeeperLink
+from backends.link import KeeperLink
 from backends.readonly import ReadOnlyKeeper
 from backends.settings import Settings, write_theme
 from backends.snapshots import Event

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from textual.message import Message
 
-from backends.client import KeeperLink
 from backends.errors import GpuboxError, KeeperError
+from backends.link import KeeperLink
 from backends.snapshots import (
     BoxUpdate,
     EventUpdate,

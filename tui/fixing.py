@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from backends.client import KeeperLink
 from backends.errors import ProfileError
+from backends.link import KeeperLink
 from backends.snapshots import Server
 from backends.starts import Remedy
 from tui.launching import profile_error

@@ -13,7 +13,8 @@ from functools import cache
 from threading import Thread
 from typing import TYPE_CHECKING, Any, cast
 
-from backends.client import AsyncKeeper, KeeperLink
+from backends.client import AsyncKeeper
+from backends.link import KeeperLink
 from backends.readonly import ReadOnlyKeeper, forbids, unkept_updates
 from backends.settings import read_settings
 from backends.snapshots import Update
