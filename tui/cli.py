@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,6 +69,9 @@ def root(
     foreground: Annotated[
         bool, typer.Option("--foreground/--detach", help="Stream the log until the engine ends; signals stop it.")
     ] = False,
+    asleep: Annotated[
+        bool, typer.Option("--asleep", help="A warm spare: starts once its GPUs have room, then sleeps.")
+    ] = False,
     wait: WaitS = None,
     json: Json = False,
     profile_dir: Annotated[Path | None, typer.Option(help="Look for profiles here first.")] = None,
@@ -94,11 +98,16 @@ def root(
 
         print(f"gpubox {version_of('gpubox')}")
         return 0
-    for flag, given in (("--foreground", foreground), ("--wait", wait is not None), ("--json", json)):
+    for flag, given in (
+        ("--foreground", foreground),
+        ("--wait", wait is not None),
+        ("--json", json),
+        ("--asleep", asleep),
+    ):
         if given and not headless:
             raise UsageError(f"{flag} goes with --headless")
-    if foreground and (json or wait is not None):
-        raise UsageError("--foreground goes without --wait and --json: it ends with the engine")
+    if foreground and (json or asleep or wait is not None):
+        raise UsageError("--foreground goes without --wait, --json and --asleep: it ends with the engine")
     if readonly and profile is not None:
         raise refusal("start a server")
     if headless and profile is None:
@@ -109,7 +118,7 @@ def root(
     if headless and profile is not None:
         from tui.headless.launch import Wishes, run
 
-        request = read_launchable(open_store(profile_dir), profile).request(intent)
+        request = read_launchable(open_store(profile_dir), profile).request(replace(intent, asleep=asleep))
         return run(request, Wishes(foreground=foreground, wait_s=wait, json=json))
     if not sys.stdout.isatty() and "TEXTUAL_DRIVER" not in os.environ:  # a browser's tab has a pipe
         raise UsageError("the control center needs a terminal", "use --headless, or a command such as `gpubox status`")

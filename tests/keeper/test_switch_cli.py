@@ -124,3 +124,25 @@ def test_what_cannot_sleep_is_not_put_to_sleep(box: SwitchBox) -> None:
 def test_who_is_awake_already_goes_nowhere_else(box: SwitchBox) -> None:
     box.start_one(box.sleepy("a"))
     assert "a is on its GPUs already" in box.gpubox("switch", "a", "--gpus", "0", code=10).stderr
+
+
+def test_a_warm_spare_is_begun_and_left_to_itself_or_awaited_until_it_sleeps(box: SwitchBox) -> None:
+    box.environ |= {"GPUBOX_NVML_STUB": str(box.stub.scenario)}
+    for name in "ab":
+        box.keep_profile(box.sleepy(name))
+    awaited = box.gpubox("--headless", "--profile", "a", "--asleep", "--wait", "40")
+    assert awaited.stdout == "a sleeps; gpubox switch a wakes it\n"
+    assert box.states("a") == [SLEEPING]
+    box.gpubox("switch", "a")
+
+    begun = box.gpubox("--headless", "--profile", "b", "--asleep")
+    assert begun.stdout == "b will sleep once it has started\n"
+    box.gpubox("sleep", "a")
+    box.until(SLEEPING, "b")
+
+
+def test_a_spare_must_be_able_to_sleep(box: SwitchBox) -> None:
+    box.keep_profile(box.sleepy("a") | {"sleep": False})
+    refused = box.gpubox("--headless", "--profile", "a", "--asleep", code=2)
+    assert "sleep = true" in refused.stderr
+    assert "--asleep goes with --headless" in box.gpubox("--profile", "a", "--asleep", code=2).stderr

@@ -39,16 +39,24 @@ class Wishes:
 
 
 def run(request: StartRequest, wishes: Wishes) -> int:
-    """Start a server and attend it; returns 0, or raises the GpuboxError that tells why it is not ready."""
+    """Start a server and attend it; returns 0, or raises the GpuboxError that tells why it is not ready.
+
+    A warm spare may have to wait for its GPUs: it is attended, until it sleeps, only for as long as `wait_s` says.
+    """
     if wishes.foreground:
         return asyncio.run(_foreground(request))
-    return attend_start(ensure_keeper().start(request), wishes)
+    server = ensure_keeper().start(request)
+    if request.asleep and wishes.wait_s is None:
+        _announce(server)
+        print(json.dumps(_as_json(server)) if wishes.json else f"{server.name} will sleep once it has started")
+        return 0
+    return attend_start(server, wishes, ServerState.SLEEPING if request.asleep else ServerState.READY)
 
 
-def attend_start(server: Server, wishes: Wishes) -> int:
+def attend_start(server: Server, wishes: Wishes, goal: ServerState = ServerState.READY) -> int:
     """Tell of a start that was just asked for, and attend it as `run` does."""
     _announce(server)
-    return asyncio.run(_attend(server, wishes))
+    return asyncio.run(_attend(server, wishes, goal=goal))
 
 
 def restart(name: str, wishes: Wishes) -> int:
@@ -71,14 +79,16 @@ def _announce(server: Server) -> None:
         say(f"  careful: {warning}")
 
 
-async def _attend(server: Server, wishes: Wishes, launch_before: float | None = None) -> int:
+async def _attend(
+    server: Server, wishes: Wishes, launch_before: float | None = None, goal: ServerState = ServerState.READY
+) -> int:
     keeper = AsyncKeeper()
     try:
         async with asyncio.timeout(wishes.wait_s):
-            server = await _until_ready(keeper, server, launch_before)
+            server = await _until(goal, keeper, server, launch_before)
     except TimeoutError:
         raise WaitOverError(
-            f"{server.name} is not ready after {wishes.wait_s:g} s; it keeps starting",
+            f"{server.name} is not {goal} after {wishes.wait_s:g} s; it keeps starting",
             f"gpubox status · gpubox logs {server.name} -f · gpubox stop {server.name}",
         ) from None
     except asyncio.CancelledError:
@@ -86,6 +96,8 @@ async def _attend(server: Server, wishes: Wishes, launch_before: float | None = 
         return 130
     if wishes.json:
         print(json.dumps(_as_json(server)))
+    elif goal is ServerState.SLEEPING:
+        print(f"{server.name} sleeps; gpubox switch {server.name} wakes it")
     else:
         print("\n".join(ready_lines(server)))
     return 0
@@ -115,8 +127,8 @@ async def states(keeper: AsyncKeeper, name: str) -> AsyncIterator[Server]:
             say("the keeper went away; asking again")
 
 
-async def _until_ready(keeper: AsyncKeeper, server: Server, launch_before: float | None) -> Server:
-    """Return the server once it is ready; the launch of before is only on its way out."""
+async def _until(goal: ServerState, keeper: AsyncKeeper, server: Server, launch_before: float | None) -> Server:
+    """Return the server once it has come to `goal`; the launch of before is only on its way out."""
     line = StageLine()
     rewriting = asyncio.create_task(line.keep_fresh())
     try:
@@ -124,7 +136,7 @@ async def _until_ready(keeper: AsyncKeeper, server: Server, launch_before: float
             if newer.is_live and newer.launched_at == launch_before:
                 continue
             line.show(newer)
-            if newer.state is ServerState.READY:
+            if newer.state is goal:
                 return newer
             _raise_if_ended(newer)
     finally:
