@@ -29,6 +29,14 @@ def line_of(pilot: Pilot[None], name: str) -> str:
     return next(line for line in shown(pilot).splitlines()[1:] if line.strip().startswith(name))
 
 
+def test_status_tells_what_to_be_careful_about_with_servers_that_live() -> None:
+    box = simulated()
+    odd = [replace(box.servers[0], warnings=("half awake",)), replace(box.servers[1], state=ServerState.STOPPED)]
+    told = lines(replace(box, servers=(odd[0], replace(odd[1], warnings=("of old",)))), NOW)
+    assert f"{odd[0].name}: careful: half awake" in told
+    assert not any("of old" in line for line in told)
+
+
 async def test_rows_tell_state_stage_progress_and_load() -> None:
     app = GpuboxApp(FakeLink(), clock=lambda: NOW)
     async with app.run_test(size=(80, 24)) as pilot:

@@ -70,6 +70,7 @@ def lines(snapshot: Snapshot, now: float, orphans: tuple[Orphan, ...] = ()) -> l
     heads = ("SERVER", "STATE", "MODEL", "GPUS", "PORT", "KV", "TOK/S", "RUN/WAIT", "UP")
     head.append(table(heads, [_server_row(server, now) for server in servers], right=(4, 5, 6, 7, 8)))
     head += [f"{s.name}: {s.cause}\n  log: {s.log_path}" for s in servers if s.cause]
+    head += [f"{s.name}: careful: {warning}" for s in servers if s.is_live for warning in s.warnings]
     head += [
         f"{s.name}: started by hand by {s.foreign.user}, pid {s.foreign.pid}: {fit(s.foreign.command, 100)}"
         for s in servers
