@@ -169,7 +169,7 @@ class Place:
             if not done:
                 self._standing |= set(working)
         deadline = time.monotonic() + LOG_PATIENCE_S
-        while any(view._jump is not None for view in self.screen.query(LogView)) and time.monotonic() < deadline:
+        while any(_reads(view) for view in self.screen.query(LogView)) and time.monotonic() < deadline:
             await self.pilot.pause(0.01)
             await self.rest()
 
@@ -264,13 +264,20 @@ class Place:
                     return self._sheet()
         if name not in self.pressed:
             return ""
-        await self.go(way, focus)
-        await self.press(*there)
-        before, deadline = self.seen(), time.monotonic() + PATIENCE_S
-        await self.press(key)
-        while self.seen() == before and time.monotonic() < deadline:
-            await self.pilot.pause(0.05)
-        return None if self.seen() == before else self._sheet()
+        for prelude in (there, *PRELUDES):
+            await self.go(way, focus)
+            await self.press(*prelude)
+            await self.settle()
+            now = self.offered().get(key)
+            if now is None or _named(now) != name:
+                continue
+            before, deadline = self.seen(), time.monotonic() + PATIENCE_S
+            await self.press(key)
+            while self.seen() == before and time.monotonic() < deadline:
+                await self.pilot.pause(0.05)
+            if self.seen() != before:
+                return self._sheet()
+        return None
 
     def _sheet(self) -> str:
         """The name of the sheet that is open now and was not before."""
@@ -346,6 +353,11 @@ async def walk(place: Place, seen_sheets: set[str], state: str) -> list[str]:
                         seen_sheets.add(sheet)
                         ways.append((*way, (None if way else focus, (*there, key))))
     return idle
+
+
+def _reads(view: LogView) -> bool:
+    """Whether a log has not shown yet what it was asked for."""
+    return view._jump is not None or (view.path is not None and view._window.ask < view._ask)
 
 
 def _named(active: ActiveBinding) -> str:
