@@ -125,7 +125,7 @@ def test_status_answers_quickly(busy: Box, capsys: pytest.CaptureFixture[str]) -
         ("--headless --profile gone --gpus 0", "profile gone is for the CPU"),
         ("--headless --profile fake --name ../up", "'../up' cannot be a server's name"),
         ("--headless --profile fake --wait -1", "'--wait': Input should be greater than or equal to 0"),
-        ("--headless --profile fake --foreground --wait 5", "--foreground goes without --wait and --json"),
+        ("--headless --profile fake --foreground --wait 5", "--foreground goes without --wait, --json and --asleep"),
         ("--headless --profile fake --simulate 8xH200", "--simulate is for the screen"),
         ("--profile fake --foreground", "--foreground goes with --headless"),
         ("--profile fake --wait 3", "--wait goes with --headless"),
